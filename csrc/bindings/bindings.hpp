@@ -1,0 +1,21 @@
+// What the binding files share. Pointers cross as integers and are only ever made by the thin wrappers
+// beside tokenfabric/native.py, which have checked the tensors.
+#pragma once
+
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+
+namespace token::bindings {
+
+namespace py = pybind11;
+
+inline void* as_pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void register_errors();
+void bind_fabric(py::module_& module);
+void bind_weave(py::module_& module);
+
+}  // namespace token::bindings

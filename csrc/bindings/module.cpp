@@ -1,0 +1,10 @@
+#include "bindings.hpp"
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Native part of tokenfabric. Loaded by tokenfabric.native only.";
+    token::bindings::register_errors();
+    auto fabric = module.def_submodule("fabric", "Shared memory and signals between ranks.");
+    token::bindings::bind_fabric(fabric);
+    auto weave = module.def_submodule("weave", "Reductions fused with what follows them.");
+    token::bindings::bind_weave(weave);
+}

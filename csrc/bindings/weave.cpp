@@ -1,0 +1,92 @@
+#include <string>
+#include <vector>
+
+#include "../fabric/communicator.hpp"
+#include "../weave/collectives.hpp"
+#include "bindings.hpp"
+
+namespace token::bindings {
+
+namespace {
+
+using fabric::Communicator;
+using weave::AllReduceRmsNormParams;
+using weave::RowKernels;
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+}  // namespace
+
+void bind_weave(py::module_& module) {
+    module.attr("FLOAT32") = static_cast<int>(DType::kFloat32);
+    module.attr("BFLOAT16") = static_cast<int>(DType::kBFloat16);
+    module.attr("ONE_SHOT") = static_cast<int>(weave::Algorithm::kOneShot);
+    module.attr("TWO_SHOT") = static_cast<int>(weave::Algorithm::kTwoShot);
+    module.attr("OUTPUT_PRIVATE") = static_cast<int>(weave::Output::kPrivate);
+    module.attr("OUTPUT_OWN_ROWS") = static_cast<int>(weave::Output::kOwnRows);
+    module.attr("OUTPUT_SHARED") = static_cast<int>(weave::Output::kShared);
+    module.attr("OP_ALLREDUCE_RMSNORM") = static_cast<int>(comm::Operation::kAllReduceRmsNorm);
+    module.attr("OP_ALL_REDUCE") = static_cast<int>(comm::Operation::kAllReduce);
+    module.attr("OP_REDUCE_SCATTER") = static_cast<int>(comm::Operation::kReduceScatter);
+
+    py::class_<RowKernels>(module, "RowKernels")
+        .def_property_readonly("name", [](const RowKernels& kernels) { return kernels.name; });
+    module.def("usable_row_kernels", [] {
+        std::vector<std::string> names;
+        for (const RowKernels* kernels : weave::usable_row_kernels()) {
+            names.emplace_back(kernels->name);
+        }
+        return names;
+    });
+    module.def("choose_row_kernels", &weave::choose_row_kernels, py::arg("name"),
+               py::return_value_policy::reference);
+
+    module.def(
+        "allreduce_rmsnorm",
+        [](Communicator& comm, const RowKernels& kernels, int operation, uintptr_t x, uintptr_t residual,
+           uintptr_t bias, uintptr_t weight, uintptr_t out, uintptr_t residual_out, int64_t rows,
+           int64_t hidden, int dtype, int weight_dtype, float eps, float weight_offset,
+           bool residual_is_sharded, int algorithm, int output, int64_t block_rows) {
+            AllReduceRmsNormParams params;
+            params.x = as_pointer(x);
+            params.residual = as_pointer(residual);
+            params.bias = as_pointer(bias);
+            params.weight = as_pointer(weight);
+            params.out = as_pointer(out);
+            params.residual_out = as_pointer(residual_out);
+            params.rows = rows;
+            params.hidden = hidden;
+            params.dtype = static_cast<DType>(dtype);
+            params.weight_dtype = static_cast<DType>(weight_dtype);
+            params.eps = eps;
+            params.weight_offset = weight_offset;
+            params.residual_is_sharded = residual_is_sharded;
+            params.operation = static_cast<comm::Operation>(operation);
+            params.plan.algorithm = static_cast<weave::Algorithm>(algorithm);
+            params.plan.output = static_cast<weave::Output>(output);
+            params.plan.block_rows = block_rows;
+            weave::allreduce_rmsnorm(comm.group(), kernels, params);
+        },
+        py::arg("comm"), py::arg("kernels"), py::arg("operation"), py::arg("x"), py::arg("residual"),
+        py::arg("bias"), py::arg("weight"), py::arg("out"), py::arg("residual_out"), py::arg("rows"),
+        py::arg("hidden"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("eps"),
+        py::arg("weight_offset"), py::arg("residual_is_sharded"), py::arg("algorithm"), py::arg("output"),
+        py::arg("block_rows"), NoGil());
+
+    module.def(
+        "all_gather",
+        [](Communicator& comm, uintptr_t in, uintptr_t out, int64_t rows,
+           const std::vector<int64_t>& column_bytes) {
+            weave::all_gather(comm.group(), as_pointer(in), as_pointer(out), rows, column_bytes);
+        },
+        py::arg("comm"), py::arg("x"), py::arg("out"), py::arg("rows"), py::arg("column_bytes"), NoGil());
+
+    module.def(
+        "broadcast",
+        [](Communicator& comm, uintptr_t data, int64_t num_bytes, int source) {
+            weave::broadcast(comm.group(), as_pointer(data), num_bytes, source);
+        },
+        py::arg("comm"), py::arg("data"), py::arg("num_bytes"), py::arg("source"), NoGil());
+}
+
+}  // namespace token::bindings

@@ -1,0 +1,39 @@
+// Element types that cross the binding. Values are part of the call record (token/comm/protocol.hpp):
+// never renumber.
+#pragma once
+
+#include <cstdint>
+
+namespace token {
+
+enum class DType : int32_t {
+    kFloat32 = 0,
+    kBFloat16 = 1,
+    kBytes = 2,  // moved, never reduced
+};
+
+inline int64_t element_bytes(DType dtype) {
+    switch (dtype) {
+        case DType::kFloat32:
+            return 4;
+        case DType::kBFloat16:
+            return 2;
+        case DType::kBytes:
+            return 1;
+    }
+    return 0;
+}
+
+inline const char* dtype_name(DType dtype) {
+    switch (dtype) {
+        case DType::kFloat32:
+            return "float32";
+        case DType::kBFloat16:
+            return "bfloat16";
+        case DType::kBytes:
+            return "bytes";
+    }
+    return "unknown";
+}
+
+}  // namespace token

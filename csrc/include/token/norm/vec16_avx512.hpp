@@ -1,0 +1,76 @@
+// Sixteen float lanes in one AVX-512 register; the same bits as Vec16Scalar. Included only by files compiled
+// for AVX-512 (F, BW, VL).
+//
+// Not vcvtneps2bf16 (AVX512_BF16): it flushes denormals to zero, and the numbers contract keeps them.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "token/common/host_device.hpp"
+
+namespace token::norm {
+
+struct Vec16Avx512 {
+    static constexpr int kLanes = 16;
+    __m512 reg;
+
+    static TOKEN_INLINE Vec16Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }
+
+    static TOKEN_INLINE Vec16Avx512 load(const float* from, int n) {
+        return {n == kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask(n), from)};
+    }
+    static TOKEN_INLINE Vec16Avx512 load_bf16(const uint16_t* from, int n) {
+        const __m256i half = n == kLanes
+                                 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                                 : _mm256_maskz_loadu_epi16(mask(n), from);
+        return widen(half);
+    }
+
+    TOKEN_INLINE void store(float* to, int n) const {
+        if (n == kLanes) {
+            _mm512_storeu_ps(to, reg);
+        } else {
+            _mm512_mask_storeu_ps(to, mask(n), reg);
+        }
+    }
+    TOKEN_INLINE void store_bf16(uint16_t* to, int n) const {
+        const __m256i half = narrow();
+        if (n == kLanes) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+        } else {
+            _mm256_mask_storeu_epi16(to, mask(n), half);
+        }
+    }
+    TOKEN_INLINE Vec16Avx512 rounded_to_bf16() const {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(rounded_bits(), 16))};
+    }
+
+    friend TOKEN_INLINE Vec16Avx512 operator+(const Vec16Avx512& a, const Vec16Avx512& b) {
+        return {_mm512_add_ps(a.reg, b.reg)};
+    }
+    friend TOKEN_INLINE Vec16Avx512 operator*(const Vec16Avx512& a, const Vec16Avx512& b) {
+        return {_mm512_mul_ps(a.reg, b.reg)};
+    }
+
+  private:
+    static TOKEN_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+    static TOKEN_INLINE Vec16Avx512 widen(__m256i half) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+    }
+
+    // The bf16 bits in the low half of each 32-bit lane.
+    TOKEN_INLINE __m512i rounded_bits() const {
+        const __m512i bits = _mm512_castps_si512(reg);
+        const __m512i lowest_kept = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded =
+            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(reg, reg, _CMP_UNORD_Q);
+        return _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0));
+    }
+    TOKEN_INLINE __m256i narrow() const { return _mm512_cvtepi32_epi16(rounded_bits()); }
+};
+
+}  // namespace token::norm

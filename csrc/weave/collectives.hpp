@@ -1,0 +1,69 @@
+// The CPU collectives. All of them: collective over the group, blocking, the same arguments on every rank
+// (checked before data moves), private memory in and out unless said otherwise.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "row_kernels.hpp"
+#include "token/comm/host_group.hpp"
+
+namespace token::weave {
+
+enum class Algorithm : int32_t {
+    kOneShot = 0,  // every rank reduces every row
+    kTwoShot = 1,  // rank r reduces the rows split_rows gives it, then the results are exchanged
+};
+
+// Where the result of a two-shot reduction goes.
+enum class Output : int32_t {
+    kPrivate = 0,  // all rows, in this rank's private memory
+    kOwnRows = 1,  // only the rows this rank reduces (reduce-scatter)
+    kShared = 2,   // one physical tensor mapped by all ranks; each writes its rows
+};
+
+// How the work is cut up: decided by tokenweave.plan, equal on all ranks.
+struct ReductionPlan {
+    Algorithm algorithm = Algorithm::kOneShot;
+    Output output = Output::kPrivate;
+    // Rows per block through the staging slots: of the whole tensor (one-shot) or of each rank's share
+    // (two-shot).
+    int64_t block_rows = 1;
+};
+
+struct AllReduceRmsNormParams {
+    // pointers
+    const void* x = nullptr;         // [rows, hidden] this rank's partial sum; may lie in symmetric memory
+    const void* residual = nullptr;  // [rows, hidden], or this rank's rows if residual_is_sharded; may be null
+    const void* bias = nullptr;      // [hidden]; may be null
+    const void* weight = nullptr;    // [hidden]; null: no norm
+    void* out = nullptr;             // [rows, hidden] (own rows only with Output::kOwnRows)
+    void* residual_out = nullptr;    // like residual; may be null, may be `residual`
+    // shape
+    int64_t rows = 0;
+    int64_t hidden = 0;
+    DType dtype = DType::kFloat32;
+    DType weight_dtype = DType::kFloat32;
+    // numbers
+    float eps = 0.0f;
+    float weight_offset = 0.0f;
+    // protocol
+    bool residual_is_sharded = false;
+    comm::Operation operation = comm::Operation::kAllReduceRmsNorm;
+    ReductionPlan plan;
+};
+
+// residual_out = sum_r(x_r) + bias + residual; out = residual_out * rsqrt(mean(residual_out^2) + eps)
+// * (weight_offset + weight), with the unrounded residual_out in the norm. Without weight: out is the sum.
+void allreduce_rmsnorm(comm::HostGroup& group, const RowKernels& kernels,
+                       const AllReduceRmsNormParams& params);
+
+// Rank r's input is [rows, column_bytes[r]]; out is [rows, sum(column_bytes)] with the ranks' columns side
+// by side in rank order. One row gathers flat tensors.
+void all_gather(comm::HostGroup& group, const void* in, void* out, int64_t rows,
+                const std::vector<int64_t>& column_bytes);
+
+// data of rank `source` to all ranks, in place.
+void broadcast(comm::HostGroup& group, void* data, int64_t num_bytes, int source);
+
+}  // namespace token::weave

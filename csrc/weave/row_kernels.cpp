@@ -1,0 +1,35 @@
+#include "row_kernels.hpp"
+
+#include "token/common/check.hpp"
+
+namespace token::weave {
+
+std::vector<const RowKernels*> usable_row_kernels() {
+    std::vector<const RowKernels*> usable;
+#if defined(TOKEN_HAVE_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl")) {
+        usable.push_back(&row_kernels_avx512());
+    }
+#endif
+    usable.push_back(&row_kernels_scalar());
+    return usable;
+}
+
+const RowKernels& choose_row_kernels(const std::string& name) {
+    const std::vector<const RowKernels*> usable = usable_row_kernels();
+    if (name == "auto") {
+        return *usable.front();
+    }
+    std::string names;
+    for (const RowKernels* kernels : usable) {
+        if (name == kernels->name) {
+            return *kernels;
+        }
+        names += std::string(names.empty() ? "" : ", ") + kernels->name;
+    }
+    throw InvalidArgument(
+        concat("instruction set '", name, "' cannot run on this CPU with this build; usable: ", names));
+}
+
+}  // namespace token::weave

@@ -1,0 +1,48 @@
+"""tokenfabric: what every rank stands on. Shared memory between ranks, signals, errors.
+
+Importing does no work: no process group, no native module, no logging handler.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tokenfabric.errors import (
+    CommError,
+    CommTimeoutError,
+    ConfigError,
+    MismatchError,
+    PeerLostError,
+    TokenFabricError,
+    TopologyError,
+)
+
+if TYPE_CHECKING:
+    from tokenfabric.symmetric import SymmetricBuffer
+    from tokenfabric.world import World, init
+
+__all__ = [
+    "CommError",
+    "CommTimeoutError",
+    "ConfigError",
+    "MismatchError",
+    "PeerLostError",
+    "SymmetricBuffer",
+    "TokenFabricError",
+    "TopologyError",
+    "World",
+    "init",
+]
+
+# torch is imported with the first of these, not with the package.
+_LAZY = {
+    "SymmetricBuffer": "tokenfabric.symmetric",
+    "World": "tokenfabric.world",
+    "init": "tokenfabric.world",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

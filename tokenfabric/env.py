@@ -1,0 +1,92 @@
+"""Every environment variable this library reads, in one place. Nothing here writes one.
+
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are torchrun's. Ours:
+
+TOKENFABRIC_ISA         row kernels on CPU: auto, avx512, scalar
+TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenfabric.errors import ConfigError
+
+RANK_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankInfo:
+    """Where this process stands, as torchrun or Ray say it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"RANK={self.rank} is not in a world of WORLD_SIZE={self.world_size}")
+        if not 0 <= self.local_rank < self.local_world_size:
+            raise ConfigError(
+                f"LOCAL_RANK={self.local_rank} is not below LOCAL_WORLD_SIZE={self.local_world_size}"
+            )
+
+
+def rank_info_from_env() -> RankInfo | None:
+    """Read torchrun's six variables.
+
+    Returns:
+        None when none of them is set: this process is a world of its own.
+
+    Raises:
+        ConfigError: only some are set, or one is not a number.
+    """
+    found = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
+    # A shell that exports only an address or port has not started a gang.
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & found.keys():
+        return None
+    missing = [name for name in RANK_VARIABLES if name not in found]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(found)} are set but {', '.join(missing)} are not: set all six, or start the "
+            "ranks with torchrun, which does"
+        )
+
+    def number(name: str) -> int:
+        try:
+            return int(found[name])
+        except ValueError:
+            raise ConfigError(f"{name} must be a number, got {found[name]!r}") from None
+
+    return RankInfo(
+        rank=number("RANK"),
+        world_size=number("WORLD_SIZE"),
+        local_rank=number("LOCAL_RANK"),
+        local_world_size=number("LOCAL_WORLD_SIZE"),
+        master_addr=found["MASTER_ADDR"],
+        master_port=number("MASTER_PORT"),
+    )
+
+
+def isa() -> str:
+    """Return the wanted CPU row kernels: a name, or "auto" for the widest this CPU has."""
+    return os.environ.get("TOKENFABRIC_ISA", "auto")
+
+
+def cache_dir() -> Path:
+    """Return the folder for files that can be made again; it may not exist yet."""
+    chosen = os.environ.get("TOKENFABRIC_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tokenfabric"

@@ -1,0 +1,173 @@
+"""How the ranks of a process group on one host come to share memory.
+
+Every rank opens a socket in a private folder, all ranks learn all paths through one all-gather of fixed-size
+bytes (a size mismatch in gloo aborts the process, so sizes are constants), then connect to each other. The
+folder is gone before the first collective. No pickle: what peers send is parsed, not run.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tokenfabric import native, topology
+from tokenfabric.errors import MismatchError, TopologyError
+
+_MAGIC = b"tokenfabric-1"
+_PATH_BYTES = 108  # of a Unix socket address
+_CORE_BYTES = 256  # bit i: the rank may run on core i
+_CARD = struct.Struct(f"<16s 16s Q q q {_CORE_BYTES}s {_PATH_BYTES}s")
+_FOLDER_PREFIX = "tokenfabric-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeshSettings:
+    """What must be equal on all ranks before they share memory."""
+
+    partial_bytes: int
+    staging_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meeting:
+    """The outcome of a rendezvous."""
+
+    mesh: "native.fabric.Mesh"
+    cores_of_rank: tuple[tuple[int, ...], ...]
+    """Cores each rank may run on, by rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Card:
+    """What a rank tells the others about itself."""
+
+    host: bytes
+    nonce: int
+    settings: MeshSettings
+    cores: tuple[int, ...]
+    path: str
+
+    def pack(self) -> bytes:
+        return _CARD.pack(
+            _MAGIC,
+            self.host,
+            self.nonce,
+            self.settings.partial_bytes,
+            self.settings.staging_bytes,
+            sum(1 << core for core in self.cores).to_bytes(_CORE_BYTES, "little"),
+            self.path.encode(),
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "_Card":
+        magic, host, nonce, partial_bytes, staging_bytes, core_bits, path = _CARD.unpack(data)
+        if magic.rstrip(b"\0") != _MAGIC:
+            raise MismatchError(f"a rank runs another version of tokenfabric: it said {magic!r}")
+        settings = MeshSettings(partial_bytes=partial_bytes, staging_bytes=staging_bytes)
+        return cls(
+            host=host,
+            nonce=nonce,
+            settings=settings,
+            cores=tuple(i for i in range(8 * _CORE_BYTES) if core_bits[i // 8] >> (i % 8) & 1),
+            path=path.rstrip(b"\0").decode(),
+        )
+
+
+def connect(
+    group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float
+) -> Meeting:
+    """Connect the ranks of a process group on one host. Collective over `group`.
+
+    Args:
+        group: every rank of it takes part; used for one all-gather of bytes.
+        settings: sizes that must be equal on all ranks.
+        timeout_s: deadline for the ranks to find each other, seconds.
+
+    Raises:
+        TopologyError: the ranks are on more than one host (or in containers that share no memory).
+        MismatchError: the ranks' settings or versions differ.
+        PeerLostError, CommTimeoutError: a rank went away or did not come.
+    """
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    with _private_folder() as folder:
+        listener = native.fabric.Listener(folder)
+        card = _Card(
+            host=topology.host_fingerprint(),
+            nonce=secrets.randbits(64),
+            settings=settings,
+            cores=topology.usable_cores(),
+            path=listener.path,
+        )
+        cards = [_Card.unpack(data) for data in _all_gather_bytes(card.pack(), group)]
+        _check(cards, rank)
+        paths = [card.path for card in cards]
+        mesh = native.fabric.Mesh(rank, size, listener, paths, cards[0].nonce, timeout_s)
+    return Meeting(mesh=mesh, cores_of_rank=tuple(card.cores for card in cards))
+
+
+def _check(cards: list[_Card], rank: int) -> None:
+    strangers = [peer for peer, card in enumerate(cards) if card.host != cards[rank].host]
+    if strangers:
+        raise TopologyError(
+            f"rank {rank} shares no memory with rank(s) {strangers}: they run on another host, as another "
+            "user or in another container. CPU worlds live on one host; build one per host with "
+            "World.from_group."
+        )
+    for peer, card in enumerate(cards):
+        if card.settings != cards[rank].settings:
+            raise MismatchError(
+                f"rank {rank} asks for {cards[rank].settings}, rank {peer} for {card.settings}: "
+                "workspace sizes must be equal on all ranks",
+                rank=rank,
+                peer_rank=peer,
+                operation="init",
+            )
+
+
+@contextmanager
+def _private_folder() -> Iterator[str]:
+    _sweep_stale_folders()
+    folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX)  # mode 0700
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _sweep_stale_folders() -> None:
+    """Remove what a rank killed during its rendezvous, a matter of milliseconds, has left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        try:
+            if folder.stat().st_uid == os.geteuid() and _is_stale(folder):
+                shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue  # its owner, or another rank's sweep, was quicker
+
+
+def _is_stale(folder: Path) -> bool:
+    sockets = list(folder.iterdir())
+    if not sockets:
+        return time.time() - folder.stat().st_mtime > 60.0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(sockets[0]))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def _all_gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, own, group=group)
+    return [tensor.numpy().tobytes() for tensor in gathered]

@@ -1,0 +1,106 @@
+"""Memory that every rank of a world has mapped: the same number of bytes, the same offsets."""
+
+import math
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from tokenfabric.errors import ConfigError
+from tokenfabric.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenfabric import native
+
+_ALIGNMENT_BYTES = 64
+
+
+class SymmetricBuffer:
+    """`num_bytes` of shared memory on every rank of a world, mapped by all of them.
+
+    Example: world 2, buf = SymmetricBuffer(world, 4096). What rank 1 writes into
+    `buf.tensor((8,), torch.float32)` rank 0 reads, after a barrier, from
+    `buf.peer(1, (8,), torch.float32)`.
+
+    A partial sum that lies in such a buffer is reduced without a copy.
+    """
+
+    def __init__(self, world: World, num_bytes: int) -> None:
+        """Allocate and zero the memory. Collective: all ranks ask for the same size.
+
+        Args:
+            num_bytes: size of each rank's part. Allocated in full here, on the NUMA node of the caller.
+
+        Raises:
+            ConfigError: the size is not positive, or a rank's host has not enough memory (raised on all
+                ranks, with the figures).
+            MismatchError: the ranks ask for different sizes.
+            PeerLostError, CommTimeoutError: a rank is gone or did not take part.
+        """
+        if num_bytes <= 0:
+            raise ConfigError(f"a symmetric buffer needs a positive size, got {num_bytes} bytes")
+        self._world = world
+        self.num_bytes = num_bytes
+        self._memory: native.fabric.SymmetricMemory | None = world.comm.allocate(num_bytes)
+        world._adopt(self)
+
+    def tensor(
+        self, shape: "Sequence[int]", dtype: torch.dtype, offset_bytes: int = 0
+    ) -> torch.Tensor:
+        """Return this rank's own part as a tensor that aliases it.
+
+        Raises:
+            ConfigError: it does not fit, the offset is not a multiple of 64, or the buffer is closed.
+        """
+        return self.peer(self._world.rank, shape, dtype, offset_bytes)
+
+    def peer(
+        self, rank: int, shape: "Sequence[int]", dtype: torch.dtype, offset_bytes: int = 0
+    ) -> torch.Tensor:
+        """Return rank `rank`'s part as a tensor that aliases it. Order against its owner with barriers.
+
+        Raises:
+            ConfigError: as for `tensor`, or `rank` is not in the world.
+        """
+        if self._memory is None:
+            raise ConfigError("this symmetric buffer is closed")
+        if not 0 <= rank < self._world.size:
+            raise ConfigError(f"rank {rank} is not in a world of {self._world.size}")
+        count = math.prod(shape)
+        needed = offset_bytes + count * dtype.itemsize
+        if offset_bytes < 0 or offset_bytes % _ALIGNMENT_BYTES or needed > self.num_bytes:
+            raise ConfigError(
+                f"{tuple(shape)} of {dtype} at byte {offset_bytes} ends at {needed}: it must start at a "
+                f"multiple of {_ALIGNMENT_BYTES} and end within {self.num_bytes} bytes"
+            )
+        if count == 0:
+            return torch.empty(tuple(shape), dtype=dtype)
+        segment = self._memory.segment(rank)
+        flat = torch.frombuffer(segment, dtype=dtype, count=count, offset=offset_bytes)
+        return flat.view(tuple(shape))
+
+    def close(self) -> None:
+        """Give the memory back. Not collective. Tensors made from it stay valid; no new ones are made."""
+        self._memory = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_memory", None) is not None and not self._world.is_closed:
+            warnings.warn(
+                f"SymmetricBuffer of {self.num_bytes} bytes was not closed",
+                ResourceWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,64 @@
+"""What this process may run on: cores, threads, and which ranks share its host."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# Polls of one signal word before a wait sleeps. A poll and a pause take about 15 ns, so this is roughly
+# 60 us: longer than two ranks' arrivals usually lie apart, shorter than a scheduler's slice.
+SPIN_WITH_OWN_CORES = 4000
+# With more ranks than cores the awaited rank may need the very core that spins.
+SPIN_OVERSUBSCRIBED = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostPlacement:
+    """How the ranks of one host lie on its cores."""
+
+    rank: int
+    cores_of_rank: tuple[tuple[int, ...], ...]
+    """Cores each rank may run on, by rank."""
+    num_threads: int
+    """Threads this rank computes with; the others are taken to use as many."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the world on this host."""
+        return len(self.cores_of_rank)
+
+    @property
+    def num_cores(self) -> int:
+        """Cores the ranks share, together."""
+        return len(set().union(*self.cores_of_rank))
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether no core is open to two ranks."""
+        return sum(len(cores) for cores in self.cores_of_rank) == self.num_cores
+
+    @property
+    def is_oversubscribed(self) -> bool:
+        """Whether the ranks have more threads than there are cores to run them."""
+        return self.num_ranks * self.num_threads > self.num_cores
+
+    @property
+    def spin_count(self) -> int:
+        """Polls before a wait sleeps."""
+        return SPIN_OVERSUBSCRIBED if self.is_oversubscribed else SPIN_WITH_OWN_CORES
+
+
+def usable_cores() -> tuple[int, ...]:
+    """Return the cores this process is allowed to run on, ascending."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def host_fingerprint() -> bytes:
+    """Return 16 bytes equal for processes that can share memory, different otherwise.
+
+    The kernel's boot id tells hosts (and virtual machines) apart, the ids of the user and of the mount
+    namespace tell containers apart, whose /tmp, through which ranks meet, differs.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    mounts = os.readlink("/proc/self/ns/mnt")
+    return hashlib.sha256(f"{boot}/{mounts}/{os.geteuid()}".encode()).digest()[:16]

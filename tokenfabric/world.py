@@ -1,0 +1,291 @@
+"""The world: a rank's handle on the group it communicates with, and the registry torch ops need.
+
+Not here: how ranks find each other (rendezvous.py), what runs on the world (tokenweave, tokenring).
+"""
+
+import datetime
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+import torch.distributed as dist
+
+from tokenfabric import env, native, topology
+from tokenfabric.errors import ConfigError, TokenFabricError, TopologyError
+from tokenfabric.log import rank_logger
+from tokenfabric.rendezvous import MeshSettings, connect
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from tokenfabric.symmetric import SymmetricBuffer
+
+# Of one slot, in bytes; a rank has two of each. A partial sum that fits needs no copy before its reduction;
+# larger tensors pass through staging in blocks that stay in cache.
+_PARTIAL_BYTES = 8 << 20
+_STAGING_BYTES = 4 << 20
+
+# torch ops take strings, not objects: they find their world here. Weak: a dropped world is gone.
+_worlds: "weakref.WeakValueDictionary[str, World]" = weakref.WeakValueDictionary()
+
+
+def find_world(group_name: str) -> "World":
+    """Return the open world registered under `group_name` (see `World.group_name`).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    world = _worlds.get(group_name)
+    if world is None:
+        raise ConfigError(
+            f"no open world is named {group_name!r}; open worlds: {sorted(_worlds) or 'none'}"
+        )
+    return world
+
+
+def init(
+    device: str = "auto", timeout_s: float = 30.0, num_threads: int | None = None
+) -> "World":
+    """Join the world described by torchrun's six variables; a world of one when none is set. Collective.
+
+    Sets up torch.distributed (gloo) if nobody has, and takes it down again in `World.close`.
+
+    Args:
+        device: "auto" or "cpu".
+        timeout_s: deadline of every wait on another rank, seconds.
+        num_threads: threads of this rank's kernels; default: torch's count, at most the rank's share of
+            the cores.
+
+    Raises:
+        ConfigError: an argument or variable is out of range.
+        TopologyError: the device is not available, or the ranks share no memory.
+        PeerLostError, CommTimeoutError: a rank went away or did not come.
+    """
+    if device not in ("auto", "cpu"):
+        raise TopologyError(
+            f"device {device!r} is not available: this version runs on CPUs. Use 'cpu' or 'auto'."
+        )
+    _check_timeout(timeout_s)
+    if dist.is_initialized():
+        return World.from_group(dist.group.WORLD, timeout_s=timeout_s, num_threads=num_threads)
+    if env.rank_info_from_env() is None:
+        return World(None, timeout_s=timeout_s, num_threads=num_threads)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        return World(
+            dist.group.WORLD, timeout_s=timeout_s, num_threads=num_threads, owns_group=True
+        )
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+
+
+class World:
+    """A group of ranks that share memory, as one of them sees it.
+
+    Attributes:
+        rank, size: this rank and the number of ranks.
+        device: where tensors live, always cpu in this version.
+        group: the process group, or None for a world of one made without torch.distributed.
+        group_name: name under which torch ops find this world.
+        timeout_s: deadline of every wait on another rank, seconds.
+        num_threads: threads of this rank's kernels.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        *,
+        timeout_s: float = 30.0,
+        num_threads: int | None = None,
+        owns_group: bool = False,
+    ) -> None:
+        """Collective over `group`. Use `tokenfabric.init` or `World.from_group`."""
+        _check_timeout(timeout_s)
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.device = torch.device("cpu")
+        self.timeout_s = timeout_s
+        self._owns_group = owns_group
+        self._comm: native.fabric.Communicator | None = None
+        self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
+        self._isa = env.isa()
+        self.row_kernels = native.weave.choose_row_kernels(self._isa)
+        settings = MeshSettings(partial_bytes=_PARTIAL_BYTES, staging_bytes=_STAGING_BYTES)
+        mesh, cores_of_rank = None, (topology.usable_cores(),)
+        if group is not None and self.size > 1:
+            meeting = connect(group, settings, timeout_s)
+            mesh, cores_of_rank = meeting.mesh, meeting.cores_of_rank
+        self.num_threads = num_threads or _default_threads(cores_of_rank)
+        self.placement = topology.HostPlacement(
+            rank=self.rank, cores_of_rank=cores_of_rank, num_threads=self.num_threads
+        )
+        self._comm = native.fabric.Communicator(
+            mesh,
+            num_threads=self.num_threads,
+            spin_count=self.placement.spin_count,
+            timeout_s=timeout_s,
+            partial_bytes=settings.partial_bytes if self.size > 1 else 0,
+            staging_bytes=settings.staging_bytes if self.size > 1 else 1,
+            base_epoch=0,
+        )
+        self.group_name = _register(self)
+        rank_logger(self.rank, self.size).info("%s", self)
+
+    @classmethod
+    def from_group(
+        cls,
+        group: "dist.ProcessGroup | DeviceMesh | None",
+        *,
+        timeout_s: float = 30.0,
+        num_threads: int | None = None,
+    ) -> "World":
+        """Build a world on a process group or a one-dimensional mesh axis. Collective over its ranks.
+
+        The group stays the caller's: `close` leaves it alone.
+
+        Raises:
+            ConfigError: the mesh has more than one dimension, or this process is not in the group.
+            TopologyError, MismatchError, PeerLostError, CommTimeoutError: see `init`.
+        """
+        process_group = _process_group_of(group)
+        if dist.get_rank(process_group) < 0:
+            raise ConfigError("this process is not a member of the group it builds a world on")
+        return cls(process_group, timeout_s=timeout_s, num_threads=num_threads)
+
+    @property
+    def comm(self) -> "native.fabric.Communicator":
+        """The native communicator, for the ops of this library.
+
+        Raises:
+            ConfigError: the world is closed.
+        """
+        if self._comm is None:
+            raise ConfigError(f"this world (rank {self.rank} of {self.size}) is closed")
+        return self._comm
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._comm is None
+
+    @property
+    def broken(self) -> TokenFabricError | None:
+        """The error every further collective would raise, or None while the world works."""
+        try:
+            self.comm.check()
+        except TokenFabricError as error:
+            return error
+        return None
+
+    def barrier(self) -> None:
+        """Wait until all ranks have called it. Collective.
+
+        Raises:
+            MismatchError, PeerLostError, CommTimeoutError: see `tokenfabric.errors`.
+        """
+        self.comm.barrier()
+
+    def describe(self) -> str:
+        """Say in a few lines what was chosen for this world and why."""
+        place = self.placement
+        usable = ", ".join(native.weave.usable_row_kernels())
+        crowd = "more threads than cores" if place.is_oversubscribed else "every thread has a core"
+        pinned = "no core is shared" if place.is_pinned else "not pinned: ranks share cores"
+        cores = _format_cores(place.cores_of_rank[self.rank])
+        transport = (
+            f"shared memory (memfd), all {self.size} ranks are on this host"
+            if self.size > 1
+            else "none, a world of one rank"
+        )
+        state = "closed" if self.is_closed else str(self.broken or "open")
+        return "\n".join(
+            (
+                f"world      rank {self.rank} of {self.size} on {self.device}, {self.group_name!r}, {state}",
+                f"transport  {transport}",
+                f"kernels    {self.row_kernels.name} (TOKENFABRIC_ISA={self._isa}; this CPU runs {usable})",
+                f"threads    {self.num_threads} a rank, cores {cores} ({pinned}; {crowd})",
+                f"waits      {place.spin_count} polls, then a futex; deadline {self.timeout_s:g} s",
+                f"workspace  2 x ({_PARTIAL_BYTES >> 20} MiB partial sums + 2 x {_STAGING_BYTES >> 20} MiB "
+                "staging) a rank",
+            )
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"World(rank={self.rank}, size={self.size}, device={self.device}, "
+            f"num_threads={self.num_threads}, kernels={self.row_kernels.name}, "
+            f"timeout_s={self.timeout_s:g})"
+        )
+
+    def close(self) -> None:
+        """Leave the world. Not collective; peers that still wait for this rank get PeerLostError.
+
+        Tensors made from its buffers stay valid memory. Closing twice is allowed.
+        """
+        for buffer in list(self._buffers):
+            buffer.close()
+        self._comm = None
+        if self._owns_group and dist.is_initialized():
+            self._owns_group = False
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _adopt(self, buffer: "SymmetricBuffer") -> None:
+        self._buffers.add(buffer)
+
+
+def _register(world: World) -> str:
+    base = "solo" if world.group is None else world.group.group_name
+    name, number = base, 1
+    while name in _worlds:
+        number += 1
+        name = f"{base}#{number}"
+    _worlds[name] = world
+    return name
+
+
+def _check_timeout(timeout_s: float) -> None:
+    if not timeout_s > 0:
+        raise ConfigError(f"timeout_s must be positive, got {timeout_s}: every wait has a deadline")
+
+
+def _default_threads(cores_of_rank: tuple[tuple[int, ...], ...]) -> int:
+    share = len(set().union(*cores_of_rank)) // len(cores_of_rank)
+    return max(1, min(torch.get_num_threads(), share))
+
+
+def _process_group_of(group: "dist.ProcessGroup | DeviceMesh | None") -> dist.ProcessGroup:
+    if group is None:
+        raise ConfigError("from_group needs a process group or a mesh axis, got None")
+    if isinstance(group, dist.ProcessGroup):
+        return group
+    if group.ndim != 1:
+        raise ConfigError(
+            f"a world is one axis of a mesh, got a mesh of {group.ndim} dimensions "
+            f"{group.mesh_dim_names}: pass mesh['name of the axis']"
+        )
+    return group.get_group()
+
+
+def _format_cores(cores: tuple[int, ...]) -> str:
+    """Return (0, 1, 2, 5) as "0-2,5"."""
+    spans: list[list[int]] = []
+    for core in cores:
+        if spans and core == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], core]
+        else:
+            spans.append([core])
+    return ",".join("-".join(str(end) for end in span) for span in spans)

@@ -1,0 +1,115 @@
+"""Plans of tokenweave: how a reduction is done. Pure: integers in, frozen dataclasses out."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+Algorithm = Literal["auto", "one_shot", "two_shot"]
+Output = Literal["private", "own_rows", "shared"]
+ResidualLayout = Literal["replicated", "row_sharded"]
+
+# Below this many bytes of partial sum, adding all ranks' rows everywhere costs less than the second barrier
+# and the exchange of results (measured on CPU ranks, see benchmarks/results).
+ONE_SHOT_MAX_BYTES = 64 << 10
+# A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
+BLOCK_BYTES = 512 << 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReductionPlan:
+    """How one all-reduce over shared memory is done."""
+
+    algorithm: Literal["one_shot", "two_shot"]
+    """one_shot: every rank reduces every row. two_shot: rank r reduces its rows, then they are exchanged."""
+    output: Output
+    """Where the result goes: private memory, own rows only, or one tensor mapped by all ranks."""
+    residual_layout: ResidualLayout
+    block_rows: int
+    """Rows that pass through staging at a time: of the tensor (one_shot), of each rank's share (two_shot)."""
+    reason: str
+    """Why this algorithm."""
+
+    def explain(self) -> str:
+        """Return one readable line."""
+        return (
+            f"{self.algorithm} ({self.reason}), {self.output} output, {self.residual_layout} residual, "
+            f"blocks of {self.block_rows} rows"
+        )
+
+
+def split_rows(num_rows: int, world_size: int) -> tuple[tuple[int, int], ...]:
+    """Deal rows to ranks: contiguous, sizes differing by at most one, the larger ones first.
+
+    Returns:
+        (start, stop) of every rank. Example: 7 rows over 3 ranks are (0, 3), (3, 5), (5, 7).
+    """
+    base, larger = divmod(num_rows, world_size)
+    starts = [rank * base + min(rank, larger) for rank in range(world_size + 1)]
+    return tuple(zip(starts, starts[1:], strict=False))
+
+
+@lru_cache(maxsize=4096)
+def plan_reduction(
+    *,
+    num_tokens: int,
+    hidden: int,
+    element_size: int,
+    world_size: int,
+    staging_bytes: int,
+    algorithm: Algorithm = "auto",
+    output: Output = "private",
+    residual_layout: ResidualLayout = "replicated",
+) -> ReductionPlan:
+    """Choose algorithm and block size. The same on every rank, since all arguments are.
+
+    Args:
+        num_tokens, hidden, element_size: the partial sum, [num_tokens, hidden] of so many bytes each.
+        staging_bytes: size of one staging slot of the world.
+        algorithm: "auto", or what the caller insists on.
+
+    Raises:
+        ValueError: the algorithm cannot give the output or residual layout, or a row does not fit.
+    """
+    row_bytes = hidden * element_size
+    chosen, reason = _choose_algorithm(num_tokens * row_bytes, world_size, algorithm, output, residual_layout)
+    # Two-shot stages a block for each peer, and its own results, out and residual, on the way back.
+    rows_per_block_row = 1 if chosen == "one_shot" else max(world_size - 1, 2)
+    limit = staging_bytes // (row_bytes * rows_per_block_row)
+    if world_size > 1 and limit < 1:
+        raise ValueError(
+            f"a row of {hidden} elements needs {row_bytes * rows_per_block_row} bytes of staging, the world "
+            f"has {staging_bytes}"
+        )
+    share = num_tokens if chosen == "one_shot" else -(-num_tokens // world_size)
+    block_rows = max(1, min(BLOCK_BYTES // row_bytes, limit, share))
+    return ReductionPlan(
+        algorithm=chosen,
+        output=output,
+        residual_layout=residual_layout,
+        block_rows=block_rows,
+        reason=reason,
+    )
+
+
+def _choose_algorithm(
+    num_bytes: int,
+    world_size: int,
+    algorithm: Algorithm,
+    output: Output,
+    residual_layout: ResidualLayout,
+) -> tuple[Literal["one_shot", "two_shot"], str]:
+    needs_two_shot = output != "private" or (residual_layout == "row_sharded" and world_size > 1)
+    if algorithm == "one_shot" and needs_two_shot:
+        raise ValueError(
+            f"one_shot gives every rank all rows: it cannot keep a {residual_layout} residual with "
+            f"{output} output; use two_shot or auto"
+        )
+    if algorithm != "auto":
+        return algorithm, "asked for"
+    if needs_two_shot:
+        return "two_shot", f"{output} output and {residual_layout} residual need row owners"
+    if world_size == 1:
+        return "one_shot", "a single rank"
+    if num_bytes <= ONE_SHOT_MAX_BYTES:
+        return "one_shot", f"{num_bytes} bytes are at most {ONE_SHOT_MAX_BYTES}"
+    return "two_shot", f"{num_bytes} bytes are more than {ONE_SHOT_MAX_BYTES}"
