@@ -38,7 +38,8 @@ class RankInfo:
             raise ConfigError(f"RANK={self.rank} is not in a world of WORLD_SIZE={self.world_size}")
         if not 0 <= self.local_rank < self.local_world_size:
             raise ConfigError(
-                f"LOCAL_RANK={self.local_rank} is not below LOCAL_WORLD_SIZE={self.local_world_size}"
+                f"LOCAL_RANK={self.local_rank} is not below "
+                f"LOCAL_WORLD_SIZE={self.local_world_size}"
             )
 
 
@@ -58,8 +59,8 @@ def rank_info_from_env() -> RankInfo | None:
     missing = [name for name in RANK_VARIABLES if name not in found]
     if missing:
         raise ConfigError(
-            f"{', '.join(found)} are set but {', '.join(missing)} are not: set all six, or start the "
-            "ranks with torchrun, which does"
+            f"{', '.join(found)} are set but {', '.join(missing)} are not: set all six, or start "
+            "the ranks with torchrun, which does"
         )
 
     def number(name: str) -> int:

@@ -1,8 +1,9 @@
 """How the ranks of a process group on one host come to share memory.
 
-Every rank opens a socket in a private folder, all ranks learn all paths through one all-gather of fixed-size
-bytes (a size mismatch in gloo aborts the process, so sizes are constants), then connect to each other. The
-folder is gone before the first collective. No pickle: what peers send is parsed, not run.
+Every rank opens a socket in a private folder, all ranks learn all paths through one all-gather of
+fixed-size bytes (a size mismatch in gloo aborts the process, so sizes are constants), then connect
+to each other. The folder is gone before the first collective. No pickle: what peers send is parsed,
+not run.
 """
 
 import os
@@ -27,7 +28,7 @@ _MAGIC = b"tokenfabric-1"
 _PATH_BYTES = 108  # of a Unix socket address
 _CORE_BYTES = 256  # bit i: the rank may run on core i
 _CARD = struct.Struct(f"<16s 16s Q q q {_CORE_BYTES}s {_PATH_BYTES}s")
-_FOLDER_PREFIX = "tokenfabric-"
+_FOLDER_PREFIX = "tokenfabric-meeting-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +84,7 @@ class _Card:
         )
 
 
-def connect(
-    group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float
-) -> Meeting:
+def connect(group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float) -> Meeting:
     """Connect the ranks of a process group on one host. Collective over `group`.
 
     Args:
@@ -119,9 +118,9 @@ def _check(cards: list[_Card], rank: int) -> None:
     strangers = [peer for peer, card in enumerate(cards) if card.host != cards[rank].host]
     if strangers:
         raise TopologyError(
-            f"rank {rank} shares no memory with rank(s) {strangers}: they run on another host, as another "
-            "user or in another container. CPU worlds live on one host; build one per host with "
-            "World.from_group."
+            f"rank {rank} shares no memory with rank(s) {strangers}: they run on another host, as "
+            "another user or in another container. CPU worlds live on one host; build one "
+            "per host with World.from_group."
         )
     for peer, card in enumerate(cards):
         if card.settings != cards[rank].settings:
@@ -155,9 +154,12 @@ def _sweep_stale_folders() -> None:
 
 
 def _is_stale(folder: Path) -> bool:
+    # A young folder may belong to a rank between its bind and its listen, which looks the same.
+    if time.time() - folder.stat().st_mtime < 60.0:
+        return False
     sockets = list(folder.iterdir())
     if not sockets:
-        return time.time() - folder.stat().st_mtime > 60.0
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         try:
             probe.connect(str(sockets[0]))

@@ -32,10 +32,12 @@ class SymmetricBuffer:
         """Allocate and zero the memory. Collective: all ranks ask for the same size.
 
         Args:
-            num_bytes: size of each rank's part. Allocated in full here, on the NUMA node of the caller.
+            num_bytes: size of each rank's part. Allocated in full here, on the NUMA node of the
+                caller.
 
         Raises:
-            ConfigError: the size is not positive, or a rank's host has not enough memory (raised on all
+            ConfigError: the size is not positive, or a rank's host has not enough memory (raised on
+                all
                 ranks, with the figures).
             MismatchError: the ranks ask for different sizes.
             PeerLostError, CommTimeoutError: a rank is gone or did not take part.
@@ -53,14 +55,16 @@ class SymmetricBuffer:
         """Return this rank's own part as a tensor that aliases it.
 
         Raises:
-            ConfigError: it does not fit, the offset is not a multiple of 64, or the buffer is closed.
+            ConfigError: it does not fit, the offset is not a multiple of 64, or the buffer is
+                closed.
         """
         return self.peer(self._world.rank, shape, dtype, offset_bytes)
 
     def peer(
         self, rank: int, shape: "Sequence[int]", dtype: torch.dtype, offset_bytes: int = 0
     ) -> torch.Tensor:
-        """Return rank `rank`'s part as a tensor that aliases it. Order against its owner with barriers.
+        """Return rank `rank`'s part as a tensor that aliases it. Order against its owner with
+        barriers.
 
         Raises:
             ConfigError: as for `tensor`, or `rank` is not in the world.
@@ -73,8 +77,8 @@ class SymmetricBuffer:
         needed = offset_bytes + count * dtype.itemsize
         if offset_bytes < 0 or offset_bytes % _ALIGNMENT_BYTES or needed > self.num_bytes:
             raise ConfigError(
-                f"{tuple(shape)} of {dtype} at byte {offset_bytes} ends at {needed}: it must start at a "
-                f"multiple of {_ALIGNMENT_BYTES} and end within {self.num_bytes} bytes"
+                f"{tuple(shape)} of {dtype} at byte {offset_bytes} ends at {needed}: it must start "
+                f"at a multiple of {_ALIGNMENT_BYTES} and end within {self.num_bytes} bytes"
             )
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
@@ -83,7 +87,9 @@ class SymmetricBuffer:
         return flat.view(tuple(shape))
 
     def close(self) -> None:
-        """Give the memory back. Not collective. Tensors made from it stay valid; no new ones are made."""
+        """Give the memory back. Not collective. Tensors made from it stay valid; no new ones are
+        made.
+        """
         self._memory = None
 
     def __enter__(self) -> Self:

@@ -5,7 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Polls of one signal word before a wait sleeps. A poll and a pause take about 15 ns, so this is roughly
+# Polls of one signal word before a wait sleeps. A poll and a pause take about 15 ns, so this is
+# roughly
 # 60 us: longer than two ranks' arrivals usually lie apart, shorter than a scheduler's slice.
 SPIN_WITH_OWN_CORES = 4000
 # With more ranks than cores the awaited rank may need the very core that spins.
@@ -56,8 +57,8 @@ def usable_cores() -> tuple[int, ...]:
 def host_fingerprint() -> bytes:
     """Return 16 bytes equal for processes that can share memory, different otherwise.
 
-    The kernel's boot id tells hosts (and virtual machines) apart, the ids of the user and of the mount
-    namespace tell containers apart, whose /tmp, through which ranks meet, differs.
+    The kernel's boot id tells hosts (and virtual machines) apart, the ids of the user and of the
+    mount namespace tell containers apart, whose /tmp, through which ranks meet, differs.
     """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     mounts = os.readlink("/proc/self/ns/mnt")

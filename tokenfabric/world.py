@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tokenfabric.symmetric import SymmetricBuffer
 
-# Of one slot, in bytes; a rank has two of each. A partial sum that fits needs no copy before its reduction;
-# larger tensors pass through staging in blocks that stay in cache.
+# Of one slot, in bytes; a rank has two of each. A partial sum that fits needs no copy before its
+# reduction; larger tensors pass through staging in blocks that stay in cache.
 _PARTIAL_BYTES = 8 << 20
 _STAGING_BYTES = 4 << 20
 
@@ -44,18 +44,17 @@ def find_world(group_name: str) -> "World":
     return world
 
 
-def init(
-    device: str = "auto", timeout_s: float = 30.0, num_threads: int | None = None
-) -> "World":
-    """Join the world described by torchrun's six variables; a world of one when none is set. Collective.
+def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None = None) -> "World":
+    """Join the world that torchrun's six variables describe; a world of one when none is set.
 
-    Sets up torch.distributed (gloo) if nobody has, and takes it down again in `World.close`.
+    Collective. Sets up torch.distributed (gloo) if nobody has, and takes it down again in
+    `World.close`.
 
     Args:
         device: "auto" or "cpu".
         timeout_s: deadline of every wait on another rank, seconds.
-        num_threads: threads of this rank's kernels; default: torch's count, at most the rank's share of
-            the cores.
+        num_threads: threads of this rank's kernels; default: torch's count, at most the rank's
+            share of the cores.
 
     Raises:
         ConfigError: an argument or variable is out of range.
@@ -114,7 +113,8 @@ class World:
         self._isa = env.isa()
         self.row_kernels = native.weave.choose_row_kernels(self._isa)
         settings = MeshSettings(partial_bytes=_PARTIAL_BYTES, staging_bytes=_STAGING_BYTES)
-        mesh, cores_of_rank = None, (topology.usable_cores(),)
+        mesh: native.fabric.Mesh | None = None
+        cores_of_rank: tuple[tuple[int, ...], ...] = (topology.usable_cores(),)
         if group is not None and self.size > 1:
             meeting = connect(group, settings, timeout_s)
             mesh, cores_of_rank = meeting.mesh, meeting.cores_of_rank
@@ -142,9 +142,9 @@ class World:
         timeout_s: float = 30.0,
         num_threads: int | None = None,
     ) -> "World":
-        """Build a world on a process group or a one-dimensional mesh axis. Collective over its ranks.
+        """Build a world on a process group or a one-dimensional mesh axis.
 
-        The group stays the caller's: `close` leaves it alone.
+        Collective over its ranks. The group stays the caller's: `close` leaves it alone.
 
         Raises:
             ConfigError: the mesh has more than one dimension, or this process is not in the group.
@@ -203,13 +203,15 @@ class World:
         state = "closed" if self.is_closed else str(self.broken or "open")
         return "\n".join(
             (
-                f"world      rank {self.rank} of {self.size} on {self.device}, {self.group_name!r}, {state}",
+                f"world      rank {self.rank} of {self.size} on {self.device}, "
+                f"group {self.group_name!r}, {state}",
                 f"transport  {transport}",
-                f"kernels    {self.row_kernels.name} (TOKENFABRIC_ISA={self._isa}; this CPU runs {usable})",
+                f"kernels    {self.row_kernels.name} (TOKENFABRIC_ISA={self._isa}; this CPU runs "
+                f"{usable})",
                 f"threads    {self.num_threads} a rank, cores {cores} ({pinned}; {crowd})",
                 f"waits      {place.spin_count} polls, then a futex; deadline {self.timeout_s:g} s",
-                f"workspace  2 x ({_PARTIAL_BYTES >> 20} MiB partial sums + 2 x {_STAGING_BYTES >> 20} MiB "
-                "staging) a rank",
+                f"workspace  2 x ({_PARTIAL_BYTES >> 20} MiB partial sums + 2 x "
+                f"{_STAGING_BYTES >> 20} MiB staging) a rank",
             )
         )
 

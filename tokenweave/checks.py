@@ -1,4 +1,6 @@
-"""Checks of tensors before a collective: what is wrong is said by name, on this rank, before it takes part."""
+"""Checks of tensors before a collective: what is wrong is said by name, on this rank, before it
+takes part.
+"""
 
 import torch
 
@@ -45,9 +47,7 @@ def like(name: str, x: torch.Tensor | None, shape: torch.Size, dtype: torch.dtyp
     any_dtype(name, x)
 
 
-def vector(
-    name: str, x: torch.Tensor | None, hidden: int, dtypes: tuple[torch.dtype, ...]
-) -> None:
+def vector(name: str, x: torch.Tensor | None, hidden: int, dtypes: tuple[torch.dtype, ...]) -> None:
     """Check an optional per-channel vector."""
     if x is None:
         return
@@ -76,8 +76,8 @@ def no_gradient(**tensors: torch.Tensor | None) -> None:
     for name, x in tensors.items():
         if x is not None and x.requires_grad:
             raise ConfigError(
-                f"{name} requires a gradient, and tokenweave's collectives have none: call them under "
-                "torch.no_grad() or torch.inference_mode()"
+                f"{name} requires a gradient, and tokenweave's collectives have none: call them "
+                "under torch.no_grad() or torch.inference_mode()"
             )
 
 

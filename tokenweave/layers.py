@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class FusedAllReduceRMSNorm(nn.Module):
-    """All-reduce + bias + residual + RMSNorm in one step: `(x_partial, residual) -> (normed, residual)`.
+    """All-reduce + bias + residual + RMSNorm in one step: `(x_partial, residual) -> (normed,
+    residual)`.
 
-    Takes the place of `dist.all_reduce(x); residual += x; normed = norm(residual)` after a row-parallel
-    linear layer that keeps its output as a partial sum. See `tokenweave.allreduce_rmsnorm` for the formula,
-    the shapes and who owns what. Inference only.
+    Takes the place of `dist.all_reduce(x); residual += x; normed = norm(residual)` after a
+    row-parallel linear layer that keeps its output as a partial sum. See
+    `tokenweave.allreduce_rmsnorm` for the formula, the shapes and who owns what. Inference only.
     """
 
     def __init__(

@@ -1,12 +1,13 @@
 """The collectives of tokenweave on a world of CPU ranks.
 
-Every function here is collective: all ranks of the world call it with the same shapes, dtype and options, in
-the same order. What a rank passes otherwise is noticed on all ranks before anything moves (MismatchError).
-Results are private memory of the rank unless an `out` says otherwise. None has a gradient, and each refuses
-inputs that want one. Inside torch.compile they become the ops of tokenweave/torch_ops.py.
+Every function here is collective: all ranks of the world call it with the same shapes, dtype and
+    options, in the same order. What a rank passes otherwise is noticed on all ranks before anything
+    moves (MismatchError). Results are private memory of the rank unless an `out` says otherwise.
+    None has a gradient, and each refuses inputs that want one. Inside torch.compile they become the
+    ops of tokenweave/torch_ops.py.
 
-Errors common to all: ConfigError for a bad argument (this rank only, before it takes part), MismatchError,
-PeerLostError, CommTimeoutError as tokenfabric.errors says.
+Errors common to all: ConfigError for a bad argument (this rank only, before it takes part),
+    MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
 """
 
 import math
@@ -18,7 +19,16 @@ import torch
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenweave import checks, torch_ops
-from tokenweave.plan import Algorithm, Output, ReductionPlan, ResidualLayout, plan_reduction, split_rows
+from tokenweave.native_call import address, reduce_planned
+from tokenweave.plan import (
+    Algorithm,
+    Output,
+    ReductionPlan,
+    ResidualLayout,
+    plan_reduction,
+    split_rows,
+)
+from tokenweave.shared_output import SharedOutput
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -35,7 +45,7 @@ def allreduce_rmsnorm(
     weight_offset: float = 0.0,
     residual_layout: ResidualLayout = "replicated",
     algorithm: Algorithm = "auto",
-    out: torch.Tensor | None = None,
+    out: torch.Tensor | SharedOutput | None = None,
     residual_out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All-reduce, add bias and residual, normalize: one kernel (arXiv 2505.11329, section 3).
@@ -43,50 +53,66 @@ def allreduce_rmsnorm(
         s = round(sum over ranks of x_partial) + bias + residual
         normed = s * rsqrt(mean(s ** 2) + eps) * (weight_offset + weight);   residual = s
 
-    The sum over ranks is taken in fp32 in rank order and rounded once to the activation dtype; everything
-    after it is fp32 with one final rounding. All ranks hold the same bits, whatever the algorithm.
+    The sum over ranks is taken in fp32 in rank order and rounded once to the activation dtype;
+    everything after it is fp32 with one final rounding. All ranks hold the same bits, whatever the
+    algorithm.
 
     Args:
-        x_partial: [..., hidden] bfloat16 or float32, contiguous: this rank's partial sum. Read without a
+        x_partial: [..., hidden] bfloat16 or float32, contiguous: this rank's partial sum. Read
+            without a
             copy if it lies in a SymmetricBuffer of the world or in `partial_sum_buffer`.
-        residual: like x_partial, equal on all ranks; or, row_sharded, [rows of this rank, hidden] as
+        residual: like x_partial, equal on all ranks; or, row_sharded, [rows of this rank, hidden]
+            as
             `tokenweave.plan.split_rows` deals them; or None for none.
         weight: [hidden], activation dtype or float32, equal on all ranks.
         eps: added to the mean square.
         bias: [hidden], activation dtype, added once (not per rank).
         weight_offset: 1.0 for Gemma's (1 + weight).
-        residual_layout: "replicated": every rank gets all rows of the new residual. "row_sharded": it gets
+        residual_layout: "replicated": every rank gets all rows of the new residual. "row_sharded":
+            it gets
             only its own, which then never travel between ranks.
-        algorithm: "auto" lets `plan_reduction` choose; "one_shot" every rank reduces every row; "two_shot"
+        algorithm: "auto" lets `plan_reduction` choose; "one_shot" every rank reduces every row;
+            "two_shot"
             each rank reduces its rows and the results are exchanged.
-        out, residual_out: where the results go, contiguous, same shape and dtype; residual_out may be
-            `residual` itself (in place). Allocated when None.
+        out, residual_out: where the results go, contiguous, same shape and dtype; residual_out may
+            be
+            `residual` itself (in place). Allocated when None. out may be a SharedOutput (needs a
+            row_sharded residual): normed is then one tensor that all ranks have mapped, read-only,
+            until the call after the next one that is given the same SharedOutput.
 
     Returns:
         (normed, residual): normed [..., hidden] on all ranks; residual as residual_layout says.
 
-    Example: world 2, rows 4, row_sharded: rank 0 reduces rows 0-1 and keeps their residual, rank 1 rows
-    2-3; both return all 4 normed rows.
+    Example: world 2, rows 4, row_sharded: rank 0 reduces rows 0-1 and keeps their residual, rank 1
+        rows 2-3; both return all 4 normed rows.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not isinstance(out, SharedOutput):
         return torch_ops.traced_allreduce_rmsnorm(
             x_partial, residual, weight, bias, eps, weight_offset, residual_layout, algorithm,
             world.group_name, out, residual_out,
         )  # fmt: skip
     num_tokens, hidden = checks.activation("x_partial", x_partial)
-    plan = _plan(world, x_partial, num_tokens, hidden, algorithm, "private", residual_layout)
+    output: Output = "shared" if isinstance(out, SharedOutput) else "private"
+    plan = _plan(world, x_partial, num_tokens, hidden, algorithm, output, residual_layout)
     residual_shape = _residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
     checks.like("residual", residual, residual_shape, x_partial.dtype)
     checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
     checks.vector("bias", bias, hidden, (x_partial.dtype,))
     checks.no_gradient(x_partial=x_partial, residual=residual, weight=weight, bias=bias)
-    out = checks.output("out", out, x_partial.shape, x_partial.dtype)
+    if isinstance(out, SharedOutput):
+        normed_address, normed = out.slot(x_partial.shape, x_partial.dtype)
+    else:
+        normed = checks.output("out", out, x_partial.shape, x_partial.dtype)
+        normed_address = address(normed)
     residual_out = checks.output("residual_out", residual_out, residual_shape, x_partial.dtype)
     reduce_planned(
-        world, plan, native.weave.OP_ALLREDUCE_RMSNORM, x_partial, residual, weight, bias, out, residual_out,
+        world, plan, native.weave.OP_ALLREDUCE_RMSNORM, x_partial, residual, weight, bias,
+        normed_address, residual_out,
         num_tokens=num_tokens, hidden=hidden, eps=eps, weight_offset=weight_offset,
     )  # fmt: skip
-    return out, residual_out
+    if isinstance(out, SharedOutput):
+        out.advance()
+    return normed, residual_out
 
 
 def all_reduce(
@@ -108,10 +134,10 @@ def all_reduce(
     checks.tensor("x", x)
     checks.no_gradient(x=x)
     num_rows, row_elems = _flat_rows(x)
-    plan = _plan(world, x, num_rows, row_elems, algorithm, "private", "replicated")
+    plan = _plan(world, x, num_rows, row_elems, algorithm, "private", "replicated", False)
     out = checks.output("out", out, x.shape, x.dtype)
     reduce_planned(
-        world, plan, native.weave.OP_ALL_REDUCE, x, None, None, None, out, None,
+        world, plan, native.weave.OP_ALL_REDUCE, x, None, None, None, address(out), None,
         num_tokens=num_rows, hidden=row_elems, eps=0.0, weight_offset=0.0,
     )  # fmt: skip
     return out
@@ -130,11 +156,11 @@ def reduce_scatter(
         return torch.ops.tokenweave.reduce_scatter(x, world.group_name)
     num_tokens, hidden = checks.activation("x", x)
     checks.no_gradient(x=x)
-    plan = _plan(world, x, num_tokens, hidden, "auto", "own_rows", "replicated")
+    plan = _plan(world, x, num_tokens, hidden, "auto", "own_rows", "replicated", False)
     shape = _residual_shape(x, world, num_tokens, hidden, "row_sharded")
     out = checks.output("out", out, shape, x.dtype)
     reduce_planned(
-        world, plan, native.weave.OP_REDUCE_SCATTER, x, None, None, None, out, None,
+        world, plan, native.weave.OP_REDUCE_SCATTER, x, None, None, None, address(out), None,
         num_tokens=num_tokens, hidden=hidden, eps=0.0, weight_offset=0.0,
     )  # fmt: skip
     return out
@@ -163,7 +189,9 @@ def all_gather(
     checks.any_dtype("x", x)
     checks.no_gradient(x=x)
     if x.dim() == 0 or dim not in (0, -1, x.dim() - 1):
-        raise ConfigError(f"all_gather works along the first or last dimension, got {dim} of {x.dim()}")
+        raise ConfigError(
+            f"all_gather works along the first or last dimension, got {dim} of {x.dim()}"
+        )
     extents = tuple(sizes) if sizes is not None else (x.shape[dim],) * world.size
     if len(extents) != world.size or extents[world.rank] != x.shape[dim]:
         raise ConfigError(
@@ -195,11 +223,13 @@ def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
 def partial_sum_buffer(
     world: "World", num_tokens: int, hidden: int, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Return shared memory [num_tokens, hidden] for a block's last GEMM to write its partial sum into.
+    """Return shared memory [num_tokens, hidden] for a block's last GEMM to write its partial sum
+    into.
 
-    The next `allreduce_rmsnorm` or `all_reduce` of the world that gets exactly this tensor reads it without
-    a copy. Valid for one use: ask again for every reduction, and do not keep results in it. None when it
-    does not fit. Not collective, but a partial sum must lie in such memory on all ranks or on none.
+    The next `allreduce_rmsnorm` or `all_reduce` of the world that gets exactly this tensor reads it
+    without a copy. Valid for one use: ask again for every reduction, and do not keep results in it.
+    None when it does not fit. Not collective, but a partial sum must lie in such memory on all
+    ranks or on none.
     """
     comm = world.comm
     count = num_tokens * hidden
@@ -210,59 +240,6 @@ def partial_sum_buffer(
     return flat.view(num_tokens, hidden)
 
 
-def reduce_planned(
-    world: "World",
-    plan: ReductionPlan,
-    operation: int,
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    residual_out: torch.Tensor | None,
-    *,
-    num_tokens: int,
-    hidden: int,
-    eps: float,
-    weight_offset: float,
-) -> None:
-    """Run a planned reduction on tensors already checked: the one call into the native kernel."""
-    weave = native.weave
-    weave.allreduce_rmsnorm(
-        world.comm,
-        world.row_kernels,
-        operation,
-        _address(x),
-        _address(residual),
-        _address(bias),
-        _address(weight),
-        _address(out),
-        _address(residual_out),
-        num_tokens,
-        hidden,
-        _NATIVE_DTYPE[x.dtype],
-        _NATIVE_DTYPE[x.dtype if weight is None else weight.dtype],
-        eps,
-        weight_offset,
-        plan.residual_layout == "row_sharded",
-        weave.ONE_SHOT if plan.algorithm == "one_shot" else weave.TWO_SHOT,
-        _NATIVE_OUTPUT[plan.output],
-        plan.block_rows,
-    )
-
-
-# A tensor without elements has no address, but is not an absent tensor: a rank without rows must still call
-# what the others call. Never read or written.
-_ADDRESS_OF_NOTHING = 64
-
-
-def _address(x: torch.Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr() or _ADDRESS_OF_NOTHING
-
-
-# Values of token::DType and token::weave::Output; a test compares them with the module's.
-_NATIVE_DTYPE = {torch.float32: 0, torch.bfloat16: 1}
-_NATIVE_OUTPUT: dict[Output, int] = {"private": 0, "own_rows": 1, "shared": 2}
 # Elements of one row of a tensor that is reduced without a norm: its shape does not matter there.
 _FLAT_ROW = 512
 
@@ -275,6 +252,7 @@ def _plan(
     algorithm: Algorithm,
     output: Output,
     residual_layout: ResidualLayout,
+    has_residual: bool = True,
 ) -> ReductionPlan:
     try:
         return plan_reduction(
@@ -286,6 +264,7 @@ def _plan(
             algorithm=algorithm,
             output=output,
             residual_layout=residual_layout,
+            has_residual=has_residual,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 Algorithm = Literal["auto", "one_shot", "two_shot"]
 Output = Literal["private", "own_rows", "shared"]
 ResidualLayout = Literal["replicated", "row_sharded"]
 
-# Below this many bytes of partial sum, adding all ranks' rows everywhere costs less than the second barrier
-# and the exchange of results (measured on CPU ranks, see benchmarks/results).
+# Below this many bytes of partial sum, adding all ranks' rows everywhere costs less than the second
+# barrier and the exchange of results (measured on CPU ranks, see benchmarks/results).
 ONE_SHOT_MAX_BYTES = 64 << 10
 # A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
 BLOCK_BYTES = 512 << 10
@@ -20,20 +21,24 @@ class ReductionPlan:
     """How one all-reduce over shared memory is done."""
 
     algorithm: Literal["one_shot", "two_shot"]
-    """one_shot: every rank reduces every row. two_shot: rank r reduces its rows, then they are exchanged."""
+    """one_shot: every rank reduces every row. two_shot: rank r reduces its rows, then they are
+    exchanged.
+    """
     output: Output
     """Where the result goes: private memory, own rows only, or one tensor mapped by all ranks."""
     residual_layout: ResidualLayout
     block_rows: int
-    """Rows that pass through staging at a time: of the tensor (one_shot), of each rank's share (two_shot)."""
+    """Rows that pass through staging at a time: of the tensor (one_shot), of each rank's share
+    (two_shot).
+    """
     reason: str
     """Why this algorithm."""
 
     def explain(self) -> str:
         """Return one readable line."""
         return (
-            f"{self.algorithm} ({self.reason}), {self.output} output, {self.residual_layout} residual, "
-            f"blocks of {self.block_rows} rows"
+            f"{self.algorithm} ({self.reason}), {self.output} output, {self.residual_layout} "
+            f"residual, blocks of {self.block_rows} rows"
         )
 
 
@@ -45,7 +50,7 @@ def split_rows(num_rows: int, world_size: int) -> tuple[tuple[int, int], ...]:
     """
     base, larger = divmod(num_rows, world_size)
     starts = [rank * base + min(rank, larger) for rank in range(world_size + 1)]
-    return tuple(zip(starts, starts[1:], strict=False))
+    return tuple(pairwise(starts))
 
 
 @lru_cache(maxsize=4096)
@@ -59,26 +64,39 @@ def plan_reduction(
     algorithm: Algorithm = "auto",
     output: Output = "private",
     residual_layout: ResidualLayout = "replicated",
+    has_residual: bool = True,
 ) -> ReductionPlan:
     """Choose algorithm and block size. The same on every rank, since all arguments are.
 
     Args:
-        num_tokens, hidden, element_size: the partial sum, [num_tokens, hidden] of so many bytes each.
+        num_tokens, hidden, element_size: the partial sum, [num_tokens, hidden] of so many bytes
+            each.
         staging_bytes: size of one staging slot of the world.
         algorithm: "auto", or what the caller insists on.
+        has_residual: whether the sum is kept beside the result (not in a plain all-reduce).
 
     Raises:
-        ValueError: the algorithm cannot give the output or residual layout, or a row does not fit.
+        ValueError: an option is none of those there are, the algorithm cannot give the output or
+            residual layout, or a row does not fit.
     """
+    for name, chosen_option, options in (
+        ("algorithm", algorithm, get_args(Algorithm)),
+        ("output", output, get_args(Output)),
+        ("residual_layout", residual_layout, get_args(ResidualLayout)),
+    ):
+        if chosen_option not in options:
+            raise ValueError(f"{name} must be one of {options}, got {chosen_option!r}")
     row_bytes = hidden * element_size
-    chosen, reason = _choose_algorithm(num_tokens * row_bytes, world_size, algorithm, output, residual_layout)
+    chosen, reason = _choose_algorithm(
+        num_tokens * row_bytes, world_size, algorithm, output, residual_layout, has_residual
+    )
     # Two-shot stages a block for each peer, and its own results, out and residual, on the way back.
     rows_per_block_row = 1 if chosen == "one_shot" else max(world_size - 1, 2)
     limit = staging_bytes // (row_bytes * rows_per_block_row)
     if world_size > 1 and limit < 1:
         raise ValueError(
-            f"a row of {hidden} elements needs {row_bytes * rows_per_block_row} bytes of staging, the world "
-            f"has {staging_bytes}"
+            f"a row of {hidden} elements needs {row_bytes * rows_per_block_row} bytes of staging, "
+            f"the world has {staging_bytes}"
         )
     share = num_tokens if chosen == "one_shot" else -(-num_tokens // world_size)
     block_rows = max(1, min(BLOCK_BYTES // row_bytes, limit, share))
@@ -97,12 +115,17 @@ def _choose_algorithm(
     algorithm: Algorithm,
     output: Output,
     residual_layout: ResidualLayout,
+    has_residual: bool,
 ) -> tuple[Literal["one_shot", "two_shot"], str]:
     needs_two_shot = output != "private" or (residual_layout == "row_sharded" and world_size > 1)
     if algorithm == "one_shot" and needs_two_shot:
         raise ValueError(
             f"one_shot gives every rank all rows: it cannot keep a {residual_layout} residual with "
             f"{output} output; use two_shot or auto"
+        )
+    if output != "private" and residual_layout == "replicated" and world_size > 1 and has_residual:
+        raise ValueError(
+            f"{output} output keeps the residual row_sharded: no step brings other rows here"
         )
     if algorithm != "auto":
         return algorithm, "asked for"

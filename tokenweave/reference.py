@@ -1,4 +1,6 @@
-"""The fused operation in plain torch: what the kernels are measured against, and a page to read first."""
+"""The fused operation in plain torch: what the kernels are measured against, and a page to read
+first.
+"""
 
 import torch
 

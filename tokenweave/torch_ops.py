@@ -1,7 +1,8 @@
 """torch.ops.tokenweave.*: the collectives of ops.py as torch operators, for torch.compile and FX.
 
-Operators take the world's name (World.group_name) instead of the world. Each has a fake for tracing and an
-autograd entry that refuses inputs which require a gradient. Defined through torch.library.Library and not
+Operators take the world's name (World.group_name) instead of the world. Each has a fake for tracing
+and an autograd entry that refuses inputs which require a gradient. Defined through
+torch.library.Library and not
 custom_op: that costs 4 to 7 us more a call.
 """
 
@@ -174,8 +175,9 @@ def _refusing_gradients(name: str) -> Callable[..., Any]:
             wanting = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
             if wanting:
                 raise ConfigError(
-                    f"torch.ops.tokenweave.{name} got {len(wanting)} tensor(s) that require a gradient, and "
-                    "it has none: call it under torch.no_grad() or torch.inference_mode()"
+                    f"torch.ops.tokenweave.{name} got {len(wanting)} tensor(s) that require a "
+                    "gradient, and it has none: call it under torch.no_grad() or "
+                    "torch.inference_mode()"
                 )
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.tokenweave, name)(*args)

@@ -1,5 +1,5 @@
-// What the binding files share. Pointers cross as integers and are only ever made by the thin wrappers
-// beside tokenfabric/native.py, which have checked the tensors.
+// What the binding files share. Pointers cross as integers and are only ever made by the thin
+// wrappers beside tokenfabric/native.py, which have checked the tensors.
 #pragma once
 
 #include <pybind11/functional.h>
@@ -12,7 +12,9 @@ namespace token::bindings {
 
 namespace py = pybind11;
 
-inline void* as_pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+inline void* as_pointer(uintptr_t address) {
+    return reinterpret_cast<void*>(address);
+}
 
 void register_errors();
 void bind_fabric(py::module_& module);

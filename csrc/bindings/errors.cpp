@@ -1,13 +1,17 @@
-// C++ exceptions to the classes of tokenfabric/errors.py, in one place. The Python classes are the only
-// ones users see; they are looked up when first needed so that importing _C imports nothing else.
-#include "bindings.hpp"
+// C++ exceptions to the classes of tokenfabric/errors.py, in one place. The Python classes are the
+// only ones users see; they are looked up when first needed so that importing _C imports nothing
+// else.
 #include "token/common/errors.hpp"
+
+#include "bindings.hpp"
 
 namespace token::bindings {
 
 namespace {
 
-py::object error_class(const char* name) { return py::module_::import("tokenfabric.errors").attr(name); }
+py::object error_class(const char* name) {
+    return py::module_::import("tokenfabric.errors").attr(name);
+}
 
 void raise(const char* name, const char* message) {
     PyErr_SetString(error_class(name).ptr(), message);
@@ -15,10 +19,11 @@ void raise(const char* name, const char* message) {
 
 void raise_comm(const char* name, const CommError& error) {
     const py::object type = error_class(name);
-    const py::object instance =
-        type(error.what(), py::arg("rank") = error.context.rank,
-             py::arg("peer_rank") = error.context.peer_rank,
-             py::arg("operation") = error.context.operation, py::arg("epoch") = error.context.epoch);
+    const py::object instance = type(error.what(),
+                                     py::arg("rank") = error.context.rank,
+                                     py::arg("peer_rank") = error.context.peer_rank,
+                                     py::arg("operation") = error.context.operation,
+                                     py::arg("epoch") = error.context.epoch);
     PyErr_SetObject(type.ptr(), instance.ptr());
 }
 

@@ -1,10 +1,10 @@
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "../fabric/communicator.hpp"
 #include "bindings.hpp"
 #include "token/comm/host_memory.hpp"
+
+#include <memory>
+#include <string>
+#include <vector>
 
 namespace token::bindings {
 
@@ -20,7 +20,8 @@ using fabric::SymmetricMemory;
 
 using NoGil = py::call_guard<py::gil_scoped_release>;
 
-// Lets Ctrl-C out of a wait: the handler runs here, on the main thread, and its exception leaves the wait.
+// Lets Ctrl-C out of a wait: the handler runs here, on the main thread, and its exception leaves
+// the wait.
 void check_interrupt() {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) {
@@ -33,9 +34,11 @@ class SegmentView {
     SegmentView(std::shared_ptr<Segment> segment, bool is_readonly)
         : segment_(std::move(segment)), is_readonly_(is_readonly) {}
 
-    // Tensors made from the buffer hold this object, and with it the mapping, for as long as they live.
+    // Tensors made from the buffer hold this object, and with it the mapping, for as long as they
+    // live.
     py::buffer_info buffer() const {
-        return py::buffer_info(segment_->data(), 1, "B", 1, {segment_->num_bytes()}, {1}, is_readonly_);
+        return py::buffer_info(
+            segment_->data(), 1, "B", 1, {segment_->num_bytes()}, {1}, is_readonly_);
     }
     uintptr_t address() const { return reinterpret_cast<uintptr_t>(segment_->data()); }
     int64_t num_bytes() const { return segment_->num_bytes(); }
@@ -48,7 +51,8 @@ class SegmentView {
 }  // namespace
 
 void bind_fabric(py::module_& module) {
-    module.def("available_memory_bytes", &fabric::available_memory_bytes,
+    module.def("available_memory_bytes",
+               &fabric::available_memory_bytes,
                "Memory this process may still take, the cgroup's limit included.");
 
     py::class_<SegmentView>(module, "Segment", py::buffer_protocol())
@@ -61,21 +65,38 @@ void bind_fabric(py::module_& module) {
         .def_property_readonly("path", &Listener::path);
 
     py::class_<Mesh, std::shared_ptr<Mesh>>(module, "Mesh")
-        .def(py::init<int, int, const Listener&, const std::vector<std::string>&, uint64_t, double>(),
-             py::arg("rank"), py::arg("size"), py::arg("listener"), py::arg("paths"), py::arg("nonce"),
-             py::arg("timeout_s"), NoGil())
+        .def(py::init<int,
+                      int,
+                      const Listener&,
+                      const std::vector<std::string>&,
+                      uint64_t,
+                      double>(),
+             py::arg("rank"),
+             py::arg("size"),
+             py::arg("listener"),
+             py::arg("paths"),
+             py::arg("nonce"),
+             py::arg("timeout_s"),
+             NoGil())
         .def("peer_pid", &Mesh::peer_pid, py::arg("peer"))
         .def("dead_peers", &Mesh::dead_peers);
 
     py::class_<SymmetricMemory>(module, "SymmetricMemory")
         .def(
             "segment",
-            [](const SymmetricMemory& memory, int rank) { return SegmentView(memory.segment(rank), false); },
+            [](const SymmetricMemory& memory, int rank) {
+                return SegmentView(memory.segment(rank), false);
+            },
             py::arg("rank"));
 
     py::class_<Communicator>(module, "Communicator")
-        .def(py::init([](std::shared_ptr<Mesh> mesh, int num_threads, int spin_count, double timeout_s,
-                         int64_t partial_bytes, int64_t staging_bytes, uint32_t base_epoch) {
+        .def(py::init([](std::shared_ptr<Mesh> mesh,
+                         int num_threads,
+                         int spin_count,
+                         double timeout_s,
+                         int64_t partial_bytes,
+                         int64_t staging_bytes,
+                         uint32_t base_epoch) {
                  CommunicatorOptions options;
                  options.num_threads = num_threads;
                  options.spin_count = spin_count;
@@ -87,16 +108,22 @@ void bind_fabric(py::module_& module) {
                  const py::gil_scoped_release release;
                  return std::make_unique<Communicator>(std::move(mesh), options);
              }),
-             py::arg("mesh"), py::arg("num_threads"), py::arg("spin_count"), py::arg("timeout_s"),
-             py::arg("partial_bytes"), py::arg("staging_bytes"), py::arg("base_epoch"))
+             py::arg("mesh"),
+             py::arg("num_threads"),
+             py::arg("spin_count"),
+             py::arg("timeout_s"),
+             py::arg("partial_bytes"),
+             py::arg("staging_bytes"),
+             py::arg("base_epoch"))
         .def_property_readonly("rank", &Communicator::rank)
         .def_property_readonly("size", &Communicator::size)
         .def_property_readonly("epoch", [](Communicator& comm) { return comm.group().epoch(); })
-        .def_property_readonly("staging_bytes",
-                               [](Communicator& comm) { return comm.group().layout().staging_bytes; })
-        .def_property_readonly("partial_bytes",
-                               [](Communicator& comm) { return comm.group().layout().partial_bytes; })
-        .def("barrier", [](Communicator& comm) { comm.group().barrier(); }, NoGil())
+        .def_property_readonly(
+            "staging_bytes", [](Communicator& comm) { return comm.group().layout().staging_bytes; })
+        .def_property_readonly(
+            "partial_bytes", [](Communicator& comm) { return comm.group().layout().partial_bytes; })
+        .def(
+            "barrier", [](Communicator& comm) { comm.group().barrier(); }, NoGil())
         .def(
             "barrier_loop",
             [](Communicator& comm, int count) {
@@ -105,11 +132,14 @@ void bind_fabric(py::module_& module) {
                     const auto start = std::chrono::steady_clock::now();
                     comm.group().barrier();
                     seconds.push_back(
-                        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+                        std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+                            .count());
                 }
                 return seconds;
             },
-            py::arg("count"), NoGil(), "Seconds of each of `count` barriers in a row, for benchmarks.")
+            py::arg("count"),
+            NoGil(),
+            "Seconds of each of `count` barriers in a row, for benchmarks.")
         .def("check",
              [](Communicator& comm) {
                  if (const auto verdict = comm.group().verdict()) {
@@ -122,7 +152,11 @@ void bind_fabric(py::module_& module) {
                 comm.group().abort(comm::VerdictKind::kAborted, comm.rank());
             },
             "Breaks the world on every rank that can be reached.")
-        .def("allocate", &Communicator::allocate, py::arg("num_bytes"), py::keep_alive<0, 1>(), NoGil())
+        .def("allocate",
+             &Communicator::allocate,
+             py::arg("num_bytes"),
+             py::keep_alive<0, 1>(),
+             NoGil())
         .def(
             "allocate_shared",
             [](Communicator& comm, int64_t num_bytes) {
@@ -135,9 +169,12 @@ void bind_fabric(py::module_& module) {
                                       SegmentView(shared.readable, true));
             },
             py::arg("num_bytes"))
-        .def("workspace", [](const Communicator& comm,
-                             int rank) { return SegmentView(comm.workspace(rank), false); },
-             py::arg("rank"))
+        .def(
+            "workspace",
+            [](const Communicator& comm, int rank) {
+                return SegmentView(comm.workspace(rank), false);
+            },
+            py::arg("rank"))
         .def("partial_offset", [](Communicator& comm) {
             return comm.group().layout().partial_offset(comm.group().partial_slot());
         });

@@ -1,9 +1,9 @@
-#include <string>
-#include <vector>
-
 #include "../fabric/communicator.hpp"
 #include "../weave/collectives.hpp"
 #include "bindings.hpp"
+
+#include <string>
+#include <vector>
 
 namespace token::bindings {
 
@@ -38,15 +38,32 @@ void bind_weave(py::module_& module) {
         }
         return names;
     });
-    module.def("choose_row_kernels", &weave::choose_row_kernels, py::arg("name"),
+    module.def("choose_row_kernels",
+               &weave::choose_row_kernels,
+               py::arg("name"),
                py::return_value_policy::reference);
 
     module.def(
         "allreduce_rmsnorm",
-        [](Communicator& comm, const RowKernels& kernels, int operation, uintptr_t x, uintptr_t residual,
-           uintptr_t bias, uintptr_t weight, uintptr_t out, uintptr_t residual_out, int64_t rows,
-           int64_t hidden, int dtype, int weight_dtype, float eps, float weight_offset,
-           bool residual_is_sharded, int algorithm, int output, int64_t block_rows) {
+        [](Communicator& comm,
+           const RowKernels& kernels,
+           int operation,
+           uintptr_t x,
+           uintptr_t residual,
+           uintptr_t bias,
+           uintptr_t weight,
+           uintptr_t out,
+           uintptr_t residual_out,
+           int64_t rows,
+           int64_t hidden,
+           int dtype,
+           int weight_dtype,
+           float eps,
+           float weight_offset,
+           bool residual_is_sharded,
+           int algorithm,
+           int output,
+           int64_t block_rows) {
             AllReduceRmsNormParams params;
             params.x = as_pointer(x);
             params.residual = as_pointer(residual);
@@ -67,26 +84,53 @@ void bind_weave(py::module_& module) {
             params.plan.block_rows = block_rows;
             weave::allreduce_rmsnorm(comm.group(), kernels, params);
         },
-        py::arg("comm"), py::arg("kernels"), py::arg("operation"), py::arg("x"), py::arg("residual"),
-        py::arg("bias"), py::arg("weight"), py::arg("out"), py::arg("residual_out"), py::arg("rows"),
-        py::arg("hidden"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("eps"),
-        py::arg("weight_offset"), py::arg("residual_is_sharded"), py::arg("algorithm"), py::arg("output"),
-        py::arg("block_rows"), NoGil());
+        py::arg("comm"),
+        py::arg("kernels"),
+        py::arg("operation"),
+        py::arg("x"),
+        py::arg("residual"),
+        py::arg("bias"),
+        py::arg("weight"),
+        py::arg("out"),
+        py::arg("residual_out"),
+        py::arg("rows"),
+        py::arg("hidden"),
+        py::arg("dtype"),
+        py::arg("weight_dtype"),
+        py::arg("eps"),
+        py::arg("weight_offset"),
+        py::arg("residual_is_sharded"),
+        py::arg("algorithm"),
+        py::arg("output"),
+        py::arg("block_rows"),
+        NoGil());
 
     module.def(
         "all_gather",
-        [](Communicator& comm, uintptr_t in, uintptr_t out, int64_t rows,
+        [](Communicator& comm,
+           uintptr_t in,
+           uintptr_t out,
+           int64_t rows,
            const std::vector<int64_t>& column_bytes) {
             weave::all_gather(comm.group(), as_pointer(in), as_pointer(out), rows, column_bytes);
         },
-        py::arg("comm"), py::arg("x"), py::arg("out"), py::arg("rows"), py::arg("column_bytes"), NoGil());
+        py::arg("comm"),
+        py::arg("x"),
+        py::arg("out"),
+        py::arg("rows"),
+        py::arg("column_bytes"),
+        NoGil());
 
     module.def(
         "broadcast",
         [](Communicator& comm, uintptr_t data, int64_t num_bytes, int source) {
             weave::broadcast(comm.group(), as_pointer(data), num_bytes, source);
         },
-        py::arg("comm"), py::arg("data"), py::arg("num_bytes"), py::arg("source"), NoGil());
+        py::arg("comm"),
+        py::arg("data"),
+        py::arg("num_bytes"),
+        py::arg("source"),
+        NoGil());
 }
 
 }  // namespace token::bindings

@@ -1,8 +1,8 @@
 #include "communicator.hpp"
 
-#include <utility>
-
 #include "token/common/check.hpp"
+
+#include <utility>
 
 namespace token::fabric {
 
@@ -27,12 +27,15 @@ std::vector<std::byte*> data_of(const std::vector<std::shared_ptr<Segment>>& seg
 
 }  // namespace
 
-SymmetricMemory::SymmetricMemory(comm::HostGroup& group, std::vector<std::shared_ptr<Segment>> segments)
+SymmetricMemory::SymmetricMemory(comm::HostGroup& group,
+                                 std::vector<std::shared_ptr<Segment>> segments)
     : group_(group),
       segments_(std::move(segments)),
       region_id_(group.register_region({data_of(segments_), segments_.front()->num_bytes()})) {}
 
-SymmetricMemory::~SymmetricMemory() { group_.unregister_region(region_id_); }
+SymmetricMemory::~SymmetricMemory() {
+    group_.unregister_region(region_id_);
+}
 
 Communicator::Communicator(std::shared_ptr<Mesh> mesh, const CommunicatorOptions& options)
     : mesh_(std::move(mesh)), timeout_s_(options.timeout_s) {
@@ -57,7 +60,8 @@ std::unique_ptr<SymmetricMemory> Communicator::allocate(int64_t num_bytes) {
     if (const auto verdict = group_->verdict()) {
         group_->throw_verdict(*verdict);
     }
-    return std::make_unique<SymmetricMemory>(*group_, allocate_on(mesh_.get(), num_bytes, timeout_s_));
+    return std::make_unique<SymmetricMemory>(*group_,
+                                             allocate_on(mesh_.get(), num_bytes, timeout_s_));
 }
 
 Mesh::SharedSegment Communicator::allocate_shared(int64_t num_bytes) {

@@ -1,13 +1,13 @@
-// A rank's seat in a world of processes on one host: its mesh of sockets, the mapped workspaces, and the
-// HostGroup the kernels run on.
+// A rank's seat in a world of processes on one host: its mesh of sockets, the mapped workspaces,
+// and the HostGroup the kernels run on.
 #pragma once
+
+#include "mesh.hpp"
+#include "token/comm/host_group.hpp"
 
 #include <functional>
 #include <memory>
 #include <vector>
-
-#include "mesh.hpp"
-#include "token/comm/host_group.hpp"
 
 namespace token::fabric {
 

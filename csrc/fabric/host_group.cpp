@@ -22,21 +22,35 @@ std::chrono::nanoseconds to_nanoseconds(double seconds) {
 
 }  // namespace
 
-HostGroup::HostGroup(Options options, const WorkspaceLayout& layout, std::vector<std::byte*> workspaces)
+HostGroup::HostGroup(Options options,
+                     const WorkspaceLayout& layout,
+                     std::vector<std::byte*> workspaces)
     : options_(std::move(options)),
       layout_(layout),
       workspaces_(std::move(workspaces)),
       peer_lines_(lines_of(workspaces_, layout_)),
-      barrier_(options_.rank, options_.size, peer_lines_.at(options_.rank), peer_lines_.data(),
+      barrier_(options_.rank,
+               options_.size,
+               peer_lines_.at(options_.rank),
+               peer_lines_.data(),
                options_.base_epoch),
       waiter_(options_.spin_count, to_nanoseconds(options_.timeout_s), this),
       threads_(options_.num_threads) {
-    TOKEN_CHECK(options_.size >= 1 && options_.size <= kMaxRanks, "a group has 1 to ", kMaxRanks,
-                " ranks, got ", options_.size);
-    TOKEN_CHECK(options_.rank >= 0 && options_.rank < options_.size, "rank ", options_.rank,
-                " is not in a group of ", options_.size);
-    TOKEN_CHECK(static_cast<int>(workspaces_.size()) == options_.size, "a group of ", options_.size,
-                " needs as many workspaces, got ", workspaces_.size());
+    TOKEN_CHECK(options_.size >= 1 && options_.size <= kMaxRanks,
+                "a group has 1 to ",
+                kMaxRanks,
+                " ranks, got ",
+                options_.size);
+    TOKEN_CHECK(options_.rank >= 0 && options_.rank < options_.size,
+                "rank ",
+                options_.rank,
+                " is not in a group of ",
+                options_.size);
+    TOKEN_CHECK(static_cast<int>(workspaces_.size()) == options_.size,
+                "a group of ",
+                options_.size,
+                " needs as many workspaces, got ",
+                workspaces_.size());
     TOKEN_CHECK(options_.timeout_s > 0, "timeout_s must be positive, got ", options_.timeout_s);
 }
 
@@ -50,16 +64,19 @@ void HostGroup::barrier() {
 void HostGroup::sync() {
     barrier_.arrive(call_);
     barrier_.wait(waiter_);
-    // A rank that comes back after the others gave up on it (it was stopped, swapped out) finds all signals
-    // there. It must fail as they did, not return data.
+    // A rank that comes back after the others gave up on it (it was stopped, swapped out) finds all
+    // signals there. It must fail as they did, not return data.
     if (const auto found = verdict()) {
         throw_verdict(*found);
     }
 }
 
 int64_t HostGroup::register_region(SymmetricRegion region) {
-    TOKEN_CHECK(static_cast<int>(region.bases.size()) == size(), "a symmetric region of ", size(),
-                " ranks needs as many bases, got ", region.bases.size());
+    TOKEN_CHECK(static_cast<int>(region.bases.size()) == size(),
+                "a symmetric region of ",
+                size(),
+                " ranks needs as many bases, got ",
+                region.bases.size());
     const std::lock_guard<std::mutex> lock(mutex_);
     regions_.emplace_back(next_region_id_, std::move(region));
     return next_region_id_++;
@@ -91,8 +108,11 @@ std::optional<Verdict> HostGroup::verdict() const {
 }
 
 void HostGroup::abort(VerdictKind kind, int blamed) {
-    const Verdict verdict{kind, static_cast<uint8_t>(call_.operation), static_cast<uint8_t>(rank()),
-                          static_cast<uint8_t>(blamed), barrier_.epoch()};
+    const Verdict verdict{kind,
+                          static_cast<uint8_t>(call_.operation),
+                          static_cast<uint8_t>(rank()),
+                          static_cast<uint8_t>(blamed),
+                          barrier_.epoch()};
     for (int target = 0; target < size(); ++target) {
         uint64_t none = 0;
         std::atomic_ref<uint64_t>(header(target).verdict)
@@ -104,31 +124,47 @@ void HostGroup::abort(VerdictKind kind, int blamed) {
 }
 
 CommContext HostGroup::context(int peer) const {
-    return {rank(), peer, operation_name(static_cast<Operation>(call_.operation)), barrier_.epoch()};
+    return {
+        rank(), peer, operation_name(static_cast<Operation>(call_.operation)), barrier_.epoch()};
 }
 
 void HostGroup::throw_verdict(const Verdict& verdict) const {
-    const CommContext where{rank(), verdict.blamed,
-                            operation_name(static_cast<Operation>(verdict.operation)), verdict.epoch};
-    const std::string place = concat(" in ", where.operation, " (epoch ", where.epoch, "), as rank ",
-                                     int{verdict.reporter}, " of ", size(), " found; this is rank ",
-                                     rank(), ". The world is broken: close it and build a new one.");
+    const CommContext where{rank(),
+                            verdict.blamed,
+                            operation_name(static_cast<Operation>(verdict.operation)),
+                            verdict.epoch};
+    const std::string place = concat(" in ",
+                                     where.operation,
+                                     " (epoch ",
+                                     where.epoch,
+                                     "), as rank ",
+                                     int{verdict.reporter},
+                                     " of ",
+                                     size(),
+                                     " found; this is rank ",
+                                     rank(),
+                                     ". The world is broken: close it and build a new one.");
     switch (verdict.kind) {
         case VerdictKind::kTimeout:
-            throw CommTimeout(concat("rank ", int{verdict.blamed}, " did not signal within ",
-                                     options_.timeout_s, " s", place),
+            throw CommTimeout(concat("rank ",
+                                     int{verdict.blamed},
+                                     " did not signal within ",
+                                     options_.timeout_s,
+                                     " s",
+                                     place),
                               where);
         case VerdictKind::kAborted:
-            throw PeerLost(concat("rank ", int{verdict.blamed}, " left before the collective was done",
-                                  place),
-                           where);
+            throw PeerLost(
+                concat("rank ", int{verdict.blamed}, " left before the collective was done", place),
+                where);
         case VerdictKind::kPeerLost:
         case VerdictKind::kNone:
             break;
     }
-    throw PeerLost(concat("rank ", int{verdict.blamed}, " is gone: its process died or closed its world",
-                          place),
-                   where);
+    throw PeerLost(
+        concat(
+            "rank ", int{verdict.blamed}, " is gone: its process died or closed its world", place),
+        where);
 }
 
 void HostGroup::check() {
@@ -137,8 +173,8 @@ void HostGroup::check() {
     }
     if (options_.dead_peers) {
         for (const int dead : options_.dead_peers()) {
-            // A rank that signalled this epoch and then went (its work done, its process over) takes
-            // nothing from this collective; the next one will miss it.
+            // A rank that signalled this epoch and then went (its work done, its process over)
+            // takes nothing from this collective; the next one will miss it.
             SignalLine& line = peer_lines_[rank()][dead];
             if (!has_reached(HostMemory::load_acquire(line.value), barrier_.epoch())) {
                 abort(VerdictKind::kPeerLost, dead);
@@ -182,22 +218,33 @@ void HostGroup::Turn::begin() {
         }
         const CallRecord& theirs = group_.barrier_.call_of(peer);
         if (!(theirs == group_.call_)) {
-            // Every rank compares with every other and has advanced by the same one epoch: all throw here
-            // and all may go on with their next collective.
-            // The slots are put back: the two calls may have taken different numbers of them.
+            // Every rank compares with every other and has advanced by the same one epoch: all
+            // throw here and all may go on with their next collective. The slots are put back: the
+            // two calls may have taken different numbers of them.
             began_ = false;
             group_.staging_slot_ = staging_slot_at_start_;
-            throw CallMismatch(
-                concat("rank ", group_.rank(), " called ", describe_call(group_.call_), " but rank ", peer,
-                       " called ", describe_call(theirs), " (epoch ", group_.epoch(),
-                       "). Nothing was read or written; all ranks raise this and the world stays usable. ",
-                       "Every rank must make the same calls in the same order with the same shapes, dtype, ",
-                       "eps, algorithm and residual layout."),
-                group_.context(peer));
+            throw CallMismatch(concat("rank ",
+                                      group_.rank(),
+                                      " called ",
+                                      describe_call(group_.call_),
+                                      " but rank ",
+                                      peer,
+                                      " called ",
+                                      describe_call(theirs),
+                                      " (epoch ",
+                                      group_.epoch(),
+                                      "). Nothing was read or written; all ranks raise this and "
+                                      "the world stays usable. ",
+                                      "Every rank must make the same calls in the same order with "
+                                      "the same shapes, dtype, ",
+                                      "eps, algorithm and residual layout."),
+                               group_.context(peer));
         }
     }
 }
 
-void HostGroup::Turn::sync() { group_.sync(); }
+void HostGroup::Turn::sync() {
+    group_.sync();
+}
 
 }  // namespace token::comm

@@ -1,18 +1,17 @@
 #include "mesh.hpp"
 
+#include "token/common/check.hpp"
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#include <cerrno>
-#include <chrono>
-#include <cstring>
 #include <utility>
-
-#include "token/common/check.hpp"
 
 namespace token::fabric {
 
@@ -55,8 +54,12 @@ bool wait_readable(int fd, Clock::time_point deadline) {
 sockaddr_un address_of(const std::string& path) {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    TOKEN_CHECK(path.size() < sizeof(address.sun_path), "the socket path ", path, " is longer than ",
-                sizeof(address.sun_path) - 1, " bytes; set TMPDIR to a shorter folder");
+    TOKEN_CHECK(path.size() < sizeof(address.sun_path),
+                "the socket path ",
+                path,
+                " is longer than ",
+                sizeof(address.sun_path) - 1,
+                " bytes; set TMPDIR to a shorter folder");
     std::memcpy(address.sun_path, path.data(), path.size());
     return address;
 }
@@ -84,7 +87,9 @@ void send_hello(int socket, const Hello& hello) {
     }
 }
 
-CommContext joining(int rank, int peer) { return {rank, peer, "init", 0}; }
+CommContext joining(int rank, int peer) {
+    return {rank, peer, "init", 0};
+}
 
 }  // namespace
 
@@ -99,19 +104,32 @@ Listener::Listener(const std::string& directory)
     }
 }
 
-Listener::~Listener() { ::unlink(path_.c_str()); }
+Listener::~Listener() {
+    ::unlink(path_.c_str());
+}
 
-Mesh::Mesh(int rank, int size, const Listener& listener, const std::vector<std::string>& paths,
-           uint64_t nonce, double timeout_s)
+Mesh::Mesh(int rank,
+           int size,
+           const Listener& listener,
+           const std::vector<std::string>& paths,
+           uint64_t nonce,
+           double timeout_s)
     : rank_(rank), size_(size), peers_(size) {
     const Hello mine{kHelloMagic, nonce, rank, size};
-    // A connection completes into the listener's backlog without its owner's help, so lower ranks can be
-    // called before anyone accepts: no order of ranks can deadlock.
+    // A connection completes into the listener's backlog without its owner's help, so lower ranks
+    // can be called before anyone accepts: no order of ranks can deadlock.
     for (int peer = 0; peer < rank; ++peer) {
         UniqueFd socket = open_socket();
         const sockaddr_un address = address_of(paths.at(peer));
-        if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-            throw PeerLost(concat("rank ", rank, " cannot reach rank ", peer, " at ", paths[peer], ": ",
+        if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) !=
+            0) {
+            throw PeerLost(concat("rank ",
+                                  rank,
+                                  " cannot reach rank ",
+                                  peer,
+                                  " at ",
+                                  paths[peer],
+                                  ": ",
                                   std::strerror(errno),
                                   ". Shared memory needs all ranks on one host with one /tmp."),
                            joining(rank, peer));
@@ -122,8 +140,15 @@ Mesh::Mesh(int rank, int size, const Listener& listener, const std::vector<std::
     const auto deadline = deadline_after(timeout_s);
     for (int missing = size - 1 - rank; missing > 0;) {
         if (!wait_readable(listener.fd(), deadline)) {
-            throw CommTimeout(concat("rank ", rank, ": ", missing, " of ", size - 1 - rank,
-                                     " higher ranks did not connect within ", timeout_s, " s"),
+            throw CommTimeout(concat("rank ",
+                                     rank,
+                                     ": ",
+                                     missing,
+                                     " of ",
+                                     size - 1 - rank,
+                                     " higher ranks did not connect within ",
+                                     timeout_s,
+                                     " s"),
                               joining(rank, -1));
         }
         UniqueFd socket(::accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -145,8 +170,8 @@ Mesh::Mesh(int rank, int size, const Listener& listener, const std::vector<std::
         }
         peers_[peer].pid = credentials_of(peers_[peer].socket.get()).pid;
         if (peers_[peer].pid > 0) {
-            // Missing (old kernel, other pid namespace) leaves the socket's end of file, which a child
-            // forked by the peer can keep open.
+            // Missing (old kernel, other pid namespace) leaves the socket's end of file, which a
+            // child forked by the peer can keep open.
             peers_[peer].process =
                 UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peers_[peer].pid, 0)));
         }
@@ -160,8 +185,8 @@ std::vector<int> Mesh::dead_peers() const {
         if (peer == rank_) {
             continue;
         }
-        // A pidfd becomes readable when the process has ended, reaped or not: kill(pid, 0) would take a
-        // zombie for alive.
+        // A pidfd becomes readable when the process has ended, reaped or not: kill(pid, 0) would
+        // take a zombie for alive.
         if (peers_[peer].process) {
             entries.push_back({peers_[peer].process.get(), POLLIN, 0});
             owners.push_back(peer);
@@ -182,7 +207,8 @@ std::vector<int> Mesh::dead_peers() const {
     return dead;
 }
 
-// What a rank offers to a collective allocation: a segment (its fd rides along), nothing, or its failure.
+// What a rank offers to a collective allocation: a segment (its fd rides along), nothing, or its
+// failure.
 struct Mesh::Offer {
     uint64_t sequence = 0;
     int64_t num_bytes = 0;
@@ -247,7 +273,8 @@ std::vector<UniqueFd> Mesh::exchange(const Offer& mine, int fd, double timeout_s
     const CommContext here{rank_, rank_, "allocate", static_cast<uint32_t>(mine.sequence)};
     std::vector<Offer> offers(size_, mine);
     std::vector<UniqueFd> fds(size_);
-    // All offers are read before any is judged, so that every rank's sockets are in step afterwards.
+    // All offers are read before any is judged, so that every rank's sockets are in step
+    // afterwards.
     for (int peer = 0; peer < size_; ++peer) {
         if (peer == rank_) {
             continue;
@@ -255,13 +282,20 @@ std::vector<UniqueFd> Mesh::exchange(const Offer& mine, int fd, double timeout_s
         CommContext there = here;
         there.peer_rank = peer;
         if (!wait_readable(peers_[peer].socket.get(), deadline)) {
-            throw CommTimeout(concat("rank ", peer, " did not take part in a collective allocation of ",
-                                     mine.num_bytes, " bytes within ", timeout_s, " s; this is rank ",
+            throw CommTimeout(concat("rank ",
+                                     peer,
+                                     " did not take part in a collective allocation of ",
+                                     mine.num_bytes,
+                                     " bytes within ",
+                                     timeout_s,
+                                     " s; this is rank ",
                                      rank_),
                               there);
         }
         if (!receive_offer(peers_[peer].socket.get(), offers[peer], fds[peer])) {
-            throw PeerLost(concat("rank ", peer, " went away during a collective allocation; this is rank ",
+            throw PeerLost(concat("rank ",
+                                  peer,
+                                  " went away during a collective allocation; this is rank ",
                                   rank_),
                            there);
         }
@@ -272,9 +306,18 @@ std::vector<UniqueFd> Mesh::exchange(const Offer& mine, int fd, double timeout_s
             offer.owner != mine.owner) {
             CommContext there = here;
             there.peer_rank = peer;
-            throw CallMismatch(concat("rank ", rank_, " allocates ", mine.num_bytes, " bytes (call ",
-                                      mine.sequence, ") but rank ", peer, " allocates ", offer.num_bytes,
-                                      " bytes (call ", offer.sequence,
+            throw CallMismatch(concat("rank ",
+                                      rank_,
+                                      " allocates ",
+                                      mine.num_bytes,
+                                      " bytes (call ",
+                                      mine.sequence,
+                                      ") but rank ",
+                                      peer,
+                                      " allocates ",
+                                      offer.num_bytes,
+                                      " bytes (call ",
+                                      offer.sequence,
                                       "). Every rank must allocate the same, in the same order."),
                                there);
         }

@@ -1,18 +1,18 @@
-// A Unix socket between every two ranks of a host: how memfds travel (SCM_RIGHTS), how ranks learn each
-// other's process (SO_PEERCRED) and notice its end.
+// A Unix socket between every two ranks of a host: how memfds travel (SCM_RIGHTS), how ranks learn
+// each other's process (SO_PEERCRED) and notice its end.
 #pragma once
+
+#include "segment.hpp"
 
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "segment.hpp"
-
 namespace token::fabric {
 
-// A listening socket in a private directory. The path exists only from here until the mesh stands (or this
-// object dies): a file-system name, unlike an abstract one, has permissions.
+// A listening socket in a private directory. The path exists only from here until the mesh stands
+// (or this object dies): a file-system name, unlike an abstract one, has permissions.
 class Listener {
   public:
     // directory: an existing private (0700) directory made by the caller.
@@ -32,8 +32,12 @@ class Listener {
 class Mesh {
   public:
     // Collective. paths[p]: rank p's listener; nonce: agreed random number, refuses strangers.
-    Mesh(int rank, int size, const Listener& listener, const std::vector<std::string>& paths,
-         uint64_t nonce, double timeout_s);
+    Mesh(int rank,
+         int size,
+         const Listener& listener,
+         const std::vector<std::string>& paths,
+         uint64_t nonce,
+         double timeout_s);
 
     int rank() const { return rank_; }
     int size() const { return size_; }
@@ -42,13 +46,13 @@ class Mesh {
     // Ranks whose process ended or which closed their mesh. Does not block.
     std::vector<int> dead_peers() const;
 
-    // Collective: makes a segment of num_bytes on every rank and maps all of them. Fails on every rank,
-    // with the reason, if it fails on one; sizes that differ between ranks are a CallMismatch.
-    // kReadOnly maps the peers' segments read-only.
+    // Collective: makes a segment of num_bytes on every rank and maps all of them. Fails on every
+    // rank, with the reason, if it fails on one; sizes that differ between ranks are a
+    // CallMismatch. kReadOnly maps the peers' segments read-only.
     std::vector<std::shared_ptr<Segment>> allocate(int64_t num_bytes, double timeout_s);
 
-    // Collective: rank `owner` makes one segment, all ranks map it; for the read-only views of a shared
-    // output the same segment is mapped a second time.
+    // Collective: rank `owner` makes one segment, all ranks map it; for the read-only views of a
+    // shared output the same segment is mapped a second time.
     struct SharedSegment {
         std::shared_ptr<Segment> writable;
         std::shared_ptr<Segment> readable;

@@ -1,18 +1,17 @@
 #include "segment.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "token/common/check.hpp"
 
 #include <algorithm>
 #include <cerrno>
+#include <fcntl.h>
 #include <fstream>
 #include <limits>
 #include <string>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <utility>
-
-#include "token/common/check.hpp"
 
 namespace token::fabric {
 
@@ -52,8 +51,8 @@ int64_t mem_available() {
     return std::numeric_limits<int64_t>::max();
 }
 
-// Shared memory counts against the cgroup of whoever touches it first, and going over kills the process
-// instead of failing the call.
+// Shared memory counts against the cgroup of whoever touches it first, and going over kills the
+// process instead of failing the call.
 int64_t cgroup_room() {
     std::ifstream file("/proc/self/cgroup");
     int64_t room = std::numeric_limits<int64_t>::max();
@@ -75,18 +74,28 @@ int64_t cgroup_room() {
     return room;
 }
 
-double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+double gib(int64_t bytes) {
+    return static_cast<double>(bytes) / (1 << 30);
+}
 
 }  // namespace
 
-int64_t available_memory_bytes() { return std::min(mem_available(), cgroup_room()); }
+int64_t available_memory_bytes() {
+    return std::min(mem_available(), cgroup_room());
+}
 
 UniqueFd Segment::create(int64_t num_bytes, int num_ranks) {
     TOKEN_CHECK(num_bytes > 0, "a shared segment needs a positive size, got ", num_bytes, " bytes");
     const int64_t available = available_memory_bytes();
-    TOKEN_CHECK(num_bytes <= available / num_ranks, "not enough memory: ", num_ranks, " rank(s) of ",
-                gib(num_bytes), " GiB each need ", gib(num_bytes) * num_ranks,
-                " GiB of shared memory, and ", gib(available),
+    TOKEN_CHECK(num_bytes <= available / num_ranks,
+                "not enough memory: ",
+                num_ranks,
+                " rank(s) of ",
+                gib(num_bytes),
+                " GiB each need ",
+                gib(num_bytes) * num_ranks,
+                " GiB of shared memory, and ",
+                gib(available),
                 " GiB are available on this host. Ask for less or free memory first.");
     UniqueFd fd(::memfd_create("tokenfabric", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (!fd) {
@@ -94,8 +103,11 @@ UniqueFd Segment::create(int64_t num_bytes, int num_ranks) {
     }
     if (::fallocate(fd.get(), 0, 0, num_bytes) != 0) {
         if (errno == ENOSPC || errno == ENOMEM) {
-            throw InvalidArgument(concat("not enough memory for a shared segment of ", gib(num_bytes),
-                                         " GiB: ", gib(available_memory_bytes()), " GiB are available"));
+            throw InvalidArgument(concat("not enough memory for a shared segment of ",
+                                         gib(num_bytes),
+                                         " GiB: ",
+                                         gib(available_memory_bytes()),
+                                         " GiB are available"));
         }
         throw_system_failure("fallocate of ", num_bytes, " bytes failed");
     }
@@ -107,14 +119,19 @@ UniqueFd Segment::create(int64_t num_bytes, int num_ranks) {
 }
 
 std::shared_ptr<Segment> Segment::map(int fd, int64_t num_bytes, Access access) {
-    struct stat status {};
+    struct stat status{};
     if (::fstat(fd, &status) != 0) {
         throw_system_failure("fstat of a shared segment failed");
     }
     const int seals = ::fcntl(fd, F_GET_SEALS);
     if (status.st_size != num_bytes || seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
-        throw SystemFailure(concat("a peer sent a segment of ", status.st_size, " bytes with seals ", seals,
-                                   " where ", num_bytes, " sealed bytes were announced"));
+        throw SystemFailure(concat("a peer sent a segment of ",
+                                   status.st_size,
+                                   " bytes with seals ",
+                                   seals,
+                                   " where ",
+                                   num_bytes,
+                                   " sealed bytes were announced"));
     }
     const int protection = access == Access::kReadWrite ? PROT_READ | PROT_WRITE : PROT_READ;
     // Populated now: the page-table entries are otherwise made one fault at a time inside the first
@@ -126,6 +143,8 @@ std::shared_ptr<Segment> Segment::map(int fd, int64_t num_bytes, Access access) 
     return std::shared_ptr<Segment>(new Segment(static_cast<std::byte*>(data), num_bytes));
 }
 
-Segment::~Segment() { ::munmap(data_, num_bytes_); }
+Segment::~Segment() {
+    ::munmap(data_, num_bytes_);
+}
 
 }  // namespace token::fabric

@@ -1,5 +1,5 @@
-// A piece of shared memory without a name: a memfd, allocated in full when it is made, gone when the last
-// process that maps it is.
+// A piece of shared memory without a name: a memfd, allocated in full when it is made, gone when
+// the last process that maps it is.
 #pragma once
 
 #include <cstddef>
@@ -34,9 +34,9 @@ enum class Access { kReadWrite, kReadOnly };
 
 class Segment {
   public:
-    // Allocates every page now: a shortage is an exception here with the figures, not a SIGBUS later.
-    // Pages land on the NUMA node of the calling thread. num_ranks: how many ranks of this host ask for as
-    // much at once, for the check against free memory.
+    // Allocates every page now: a shortage is an exception here with the figures, not a SIGBUS
+    // later. Pages land on the NUMA node of the calling thread. num_ranks: how many ranks of this
+    // host ask for as much at once, for the check against free memory.
     static UniqueFd create(int64_t num_bytes, int num_ranks);
 
     // Maps a peer's (or the own) memfd; checks that it is as large as announced and cannot shrink.
@@ -56,7 +56,8 @@ class Segment {
     int64_t num_bytes_;
 };
 
-// Memory this process may still take: the least of MemAvailable and the room under each cgroup limit.
+// Memory this process may still take: the least of MemAvailable and the room under each cgroup
+// limit.
 int64_t available_memory_bytes();
 
 }  // namespace token::fabric

@@ -1,18 +1,18 @@
 // All-reduce + bias + residual + RMSNorm over shared memory.
 //
-// One-shot: rows pass through a staging slot of every rank; each rank reduces all of them. One barrier per
-// block, and none at the end: the slots alternate, so a slow peer may still read this block while the next
-// collective fills the other one.
+// One-shot: rows pass through a staging slot of every rank; each rank reduces all of them. One
+// barrier per block, and none at the end: the slots alternate, so a slow peer may still read this
+// block while the next collective fills the other one.
 //
-// Two-shot: rank r reduces its rows from everybody's slots, puts the result into its own staging_out, and
-// after the next barrier every rank copies the others' rows out. Blocks are small enough to be copied out of
-// cache. The rows a rank reduces itself never pass through a slot.
+// Two-shot: rank r reduces its rows from everybody's slots, puts the result into its own
+// staging_out, and after the next barrier every rank copies the others' rows out. Blocks are small
+// enough to be copied out of cache. The rows a rank reduces itself never pass through a slot.
+#include "collectives.hpp"
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
-
-#include "collectives.hpp"
 
 namespace token::weave {
 
@@ -20,12 +20,14 @@ namespace {
 
 using comm::HostGroup;
 
-constexpr int64_t kMinBytesPerThread = 32 * 1024;  // below, waking a thread costs more than it saves
+constexpr int64_t kMinBytesPerThread =
+    32 * 1024;  // below, waking a thread costs more than it saves
 
 void copy_parallel(ThreadPool& threads, void* to, const void* from, int64_t num_bytes) {
     threads.parallel_for(num_bytes, kMinBytesPerThread, [&](int, RowRange range) {
         std::memcpy(static_cast<std::byte*>(to) + range.start,
-                    static_cast<const std::byte*>(from) + range.start, range.count());
+                    static_cast<const std::byte*>(from) + range.start,
+                    range.count());
     });
 }
 
@@ -63,7 +65,9 @@ class Reduction {
         options.add(params_.eps).add(params_.weight_offset).add(params_.residual_is_sharded);
         options.add(params_.plan.algorithm).add(params_.plan.output).add(params_.plan.block_rows);
         options.add(params_.residual != nullptr).add(params_.residual_out != nullptr);
-        options.add(params_.bias != nullptr).add(params_.weight != nullptr).add(params_.weight_dtype);
+        options.add(params_.bias != nullptr)
+            .add(params_.weight != nullptr)
+            .add(params_.weight_dtype);
         options.add(is_symmetric()).add(in_partial_slot_).add(region_offset_);
         comm::CallRecord call;
         call.operation = static_cast<uint32_t>(params_.operation);
@@ -74,7 +78,8 @@ class Reduction {
         return call;
     }
 
-    // Where every rank's partial sum can be read without a copy, if x lies in memory all ranks have mapped.
+    // Where every rank's partial sum can be read without a copy, if x lies in memory all ranks have
+    // mapped.
     void find_inputs() {
         const int64_t num_bytes = params_.rows * row_bytes_;
         const auto* x = static_cast<const std::byte*>(params_.x);
@@ -82,13 +87,15 @@ class Reduction {
             symmetric_ = {x};
             return;
         }
-        // In one-shot every rank reads all of x until the end, so results must not be written over it.
+        // In one-shot every rank reads all of x until the end, so results must not be written over
+        // it.
         if (params_.plan.algorithm == Algorithm::kOneShot &&
             (overlaps(params_.out, num_bytes) || overlaps(params_.residual_out, num_bytes))) {
             return;
         }
         const int slot = group_.partial_slot();
-        if (x == group_.partial(group_.rank(), slot) && num_bytes <= group_.layout().partial_bytes) {
+        if (x == group_.partial(group_.rank(), slot) &&
+            num_bytes <= group_.layout().partial_bytes) {
             in_partial_slot_ = true;
             for (int rank = 0; rank < group_.size(); ++rank) {
                 symmetric_.push_back(group_.partial(rank, slot));
@@ -108,7 +115,8 @@ class Reduction {
     }
 
     void one_shot(HostGroup::Turn& turn) {
-        const int64_t block = is_symmetric() ? std::max<int64_t>(params_.rows, 1) : params_.plan.block_rows;
+        const int64_t block =
+            is_symmetric() ? std::max<int64_t>(params_.rows, 1) : params_.plan.block_rows;
         const int64_t num_blocks = ceil_div(params_.rows, block);
         int slot = 0;
         if (!is_symmetric()) {
@@ -125,12 +133,18 @@ class Reduction {
                 slot = group_.next_staging_slot();
                 stage({rows.stop, std::min(rows.stop + block, params_.rows)}, slot, 0);
             }
-            reduce(rows, [&](int rank, int64_t row) {
-                return is_symmetric() ? symmetric_[rank] + row * row_bytes_
-                                      : group_.staging_in(rank, read_slot) + (row - rows.start) * row_bytes_;
-            }, nullptr, rows.start, false);
-            // The caller may overwrite its own symmetric tensor when this returns, so peers must be done
-            // with it; the alternating slots need no such wait.
+            reduce(
+                rows,
+                [&](int rank, int64_t row) {
+                    return is_symmetric() ? symmetric_[rank] + row * row_bytes_
+                                          : group_.staging_in(rank, read_slot) +
+                                                (row - rows.start) * row_bytes_;
+                },
+                nullptr,
+                rows.start,
+                false);
+            // The caller may overwrite its own symmetric tensor when this returns, so peers must be
+            // done with it; the alternating slots need no such wait.
             if (!is_last || (is_symmetric() && !in_partial_slot_ && !is_alone_)) {
                 turn.sync();
             }
@@ -154,14 +168,21 @@ class Reduction {
             const RowRange rows = share_block(own_, index, block);
             const int read_slot = slot;
             std::byte* staging_out =
-                is_private ? group_.staging_out(group_.rank(), static_cast<int>(index & 1)) : nullptr;
-            reduce(rows, [&](int rank, int64_t row) {
-                if (rank == group_.rank()) {
-                    return static_cast<const std::byte*>(params_.x) + row * row_bytes_;
-                }
-                return is_staged ? staged_row(rank, read_slot, group_.rank(), block, row - rows.start)
-                                 : symmetric_[rank] + row * row_bytes_;
-            }, staging_out, rows.start, true);
+                is_private ? group_.staging_out(group_.rank(), static_cast<int>(index & 1))
+                           : nullptr;
+            reduce(
+                rows,
+                [&](int rank, int64_t row) {
+                    if (rank == group_.rank()) {
+                        return static_cast<const std::byte*>(params_.x) + row * row_bytes_;
+                    }
+                    return is_staged
+                               ? staged_row(rank, read_slot, group_.rank(), block, row - rows.start)
+                               : symmetric_[rank] + row * row_bytes_;
+                },
+                staging_out,
+                rows.start,
+                true);
             if (is_staged && index + 1 < num_blocks) {
                 slot = group_.next_staging_slot();
                 stage_shares(index + 1, block, slot);
@@ -181,7 +202,8 @@ class Reduction {
     }
 
     void stage(RowRange rows, int slot, int64_t at_row) {
-        copy_parallel(group_.threads(), group_.staging_in(group_.rank(), slot) + at_row * row_bytes_,
+        copy_parallel(group_.threads(),
+                      group_.staging_in(group_.rank(), slot) + at_row * row_bytes_,
                       static_cast<const std::byte*>(params_.x) + rows.start * row_bytes_,
                       rows.count() * row_bytes_);
     }
@@ -190,7 +212,8 @@ class Reduction {
     void stage_shares(int64_t index, int64_t block, int slot) {
         for (int rank = 0; rank < group_.size(); ++rank) {
             if (rank != group_.rank()) {
-                stage(share_block(split_rows(params_.rows, group_.size(), rank), index, block), slot,
+                stage(share_block(split_rows(params_.rows, group_.size(), rank), index, block),
+                      slot,
                       piece(group_.rank(), rank) * block);
             }
         }
@@ -207,12 +230,16 @@ class Reduction {
         return params_.residual_out != nullptr && !params_.residual_is_sharded;
     }
 
-    // input_of(rank, row): the row of that rank's partial sum. staging: null, or where copies for the peers
-    // go, the out rows first and the residual rows, if they travel, behind them.
+    // input_of(rank, row): the row of that rank's partial sum. staging: null, or where copies for
+    // the peers go, the out rows first and the residual rows, if they travel, behind them.
     template <class InputOf>
-    void reduce(RowRange rows, const InputOf& input_of, std::byte* staging, int64_t first_row,
+    void reduce(RowRange rows,
+                const InputOf& input_of,
+                std::byte* staging,
+                int64_t first_row,
                 bool is_two_shot) {
-        const int64_t grain = std::max<int64_t>(1, kMinBytesPerThread / std::max<int64_t>(row_bytes_, 1));
+        const int64_t grain =
+            std::max<int64_t>(1, kMinBytesPerThread / std::max<int64_t>(row_bytes_, 1));
         group_.threads().parallel_for(rows.count(), grain, [&](int thread, RowRange part) {
             std::vector<const void*> inputs(group_.size());
             norm::RowArgs args{};
@@ -237,9 +264,9 @@ class Reduction {
                 args.out = offset(params_.out, own_rows_only ? row - own_.start : row);
                 if (staging != nullptr) {
                     args.out_copy = staging + (row - first_row) * row_bytes_;
-                    args.residual_copy = residual_travels()
-                                             ? staging + (rows.count() + row - first_row) * row_bytes_
-                                             : nullptr;
+                    args.residual_copy =
+                        residual_travels() ? staging + (rows.count() + row - first_row) * row_bytes_
+                                           : nullptr;
                 }
                 kernel_(args);
             }
@@ -256,13 +283,16 @@ class Reduction {
     void copy_out(int64_t index, int64_t block) {
         for (int step = 1; step < group_.size(); ++step) {
             const int rank = (group_.rank() + step) % group_.size();
-            const RowRange rows = share_block(split_rows(params_.rows, group_.size(), rank), index, block);
+            const RowRange rows =
+                share_block(split_rows(params_.rows, group_.size(), rank), index, block);
             const std::byte* staging = group_.staging_out(rank, static_cast<int>(index & 1));
             const int64_t num_bytes = rows.count() * row_bytes_;
             copy_parallel(group_.threads(), offset(params_.out, rows.start), staging, num_bytes);
             if (residual_travels()) {
-                copy_parallel(group_.threads(), offset(params_.residual_out, rows.start),
-                              staging + num_bytes, num_bytes);
+                copy_parallel(group_.threads(),
+                              offset(params_.residual_out, rows.start),
+                              staging + num_bytes,
+                              num_bytes);
             }
         }
     }
@@ -281,15 +311,24 @@ class Reduction {
 
 void check(const HostGroup& group, const AllReduceRmsNormParams& params) {
     TOKEN_CHECK(params.dtype == DType::kFloat32 || params.dtype == DType::kBFloat16,
-                "only float32 and bfloat16 are reduced, got ", dtype_name(params.dtype));
-    TOKEN_CHECK(params.rows >= 0 && params.hidden > 0, "rows must be >= 0 and hidden > 0, got ",
-                params.rows, " x ", params.hidden);
+                "only float32 and bfloat16 are reduced, got ",
+                dtype_name(params.dtype));
+    TOKEN_CHECK(params.rows >= 0 && params.hidden > 0,
+                "rows must be >= 0 and hidden > 0, got ",
+                params.rows,
+                " x ",
+                params.hidden);
     TOKEN_CHECK(params.hidden <= INT32_MAX, "hidden must be below 2^31, got ", params.hidden);
     const ReductionPlan& plan = params.plan;
     TOKEN_CHECK(plan.block_rows >= 1, "block_rows must be at least 1, got ", plan.block_rows);
     const bool is_one_shot = plan.algorithm == Algorithm::kOneShot;
-    TOKEN_CHECK(!(is_one_shot && plan.output != Output::kPrivate),
-                "one-shot gives every rank a private result; shared and scattered outputs are two-shot");
+    TOKEN_CHECK(
+        !(is_one_shot && plan.output != Output::kPrivate),
+        "one-shot gives every rank a private result; shared and scattered outputs are two-shot");
+    TOKEN_CHECK(plan.output == Output::kPrivate || params.residual_out == nullptr ||
+                    group.size() == 1 || params.residual_is_sharded,
+                "shared and scattered outputs keep the residual row-sharded: nothing brings other "
+                "rows here");
     TOKEN_CHECK(!(is_one_shot && params.residual_is_sharded && group.size() > 1),
                 "a row-sharded residual needs the two-shot algorithm");
     if (group.size() == 1) {
@@ -299,14 +338,24 @@ void check(const HostGroup& group, const AllReduceRmsNormParams& params) {
     const int64_t in_rows = plan.block_rows * (is_one_shot ? 1 : group.size() - 1);
     const int64_t out_rows = is_one_shot ? 0 : 2 * plan.block_rows;
     const int64_t staged = std::max(in_rows, out_rows) * row_bytes;
-    TOKEN_CHECK(staged <= group.layout().staging_bytes, "a block of ", plan.block_rows, " rows of ",
-                params.hidden, " ", dtype_name(params.dtype), " needs ", staged,
-                " bytes of staging, the world has ", group.layout().staging_bytes);
+    TOKEN_CHECK(staged <= group.layout().staging_bytes,
+                "a block of ",
+                plan.block_rows,
+                " rows of ",
+                params.hidden,
+                " ",
+                dtype_name(params.dtype),
+                " needs ",
+                staged,
+                " bytes of staging, the world has ",
+                group.layout().staging_bytes);
 }
 
 }  // namespace
 
-void allreduce_rmsnorm(HostGroup& group, const RowKernels& kernels, const AllReduceRmsNormParams& params) {
+void allreduce_rmsnorm(HostGroup& group,
+                       const RowKernels& kernels,
+                       const AllReduceRmsNormParams& params) {
     check(group, params);
     Reduction(group, kernels, params).run();
 }

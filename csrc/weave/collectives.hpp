@@ -1,12 +1,12 @@
-// The CPU collectives. All of them: collective over the group, blocking, the same arguments on every rank
-// (checked before data moves), private memory in and out unless said otherwise.
+// The CPU collectives. All of them: collective over the group, blocking, the same arguments on
+// every rank (checked before data moves), private memory in and out unless said otherwise.
 #pragma once
-
-#include <cstdint>
-#include <vector>
 
 #include "row_kernels.hpp"
 #include "token/comm/host_group.hpp"
+
+#include <cstdint>
+#include <vector>
 
 namespace token::weave {
 
@@ -26,19 +26,20 @@ enum class Output : int32_t {
 struct ReductionPlan {
     Algorithm algorithm = Algorithm::kOneShot;
     Output output = Output::kPrivate;
-    // Rows per block through the staging slots: of the whole tensor (one-shot) or of each rank's share
-    // (two-shot).
+    // Rows per block through the staging slots: of the whole tensor (one-shot) or of each rank's
+    // share (two-shot).
     int64_t block_rows = 1;
 };
 
 struct AllReduceRmsNormParams {
     // pointers
-    const void* x = nullptr;         // [rows, hidden] this rank's partial sum; may lie in symmetric memory
-    const void* residual = nullptr;  // [rows, hidden], or this rank's rows if residual_is_sharded; may be null
-    const void* bias = nullptr;      // [hidden]; may be null
-    const void* weight = nullptr;    // [hidden]; null: no norm
-    void* out = nullptr;             // [rows, hidden] (own rows only with Output::kOwnRows)
-    void* residual_out = nullptr;    // like residual; may be null, may be `residual`
+    const void* x = nullptr;  // [rows, hidden] this rank's partial sum; may lie in symmetric memory
+    const void* residual =
+        nullptr;  // [rows, hidden], or this rank's rows if residual_is_sharded; may be null
+    const void* bias = nullptr;    // [hidden]; may be null
+    const void* weight = nullptr;  // [hidden]; null: no norm
+    void* out = nullptr;           // [rows, hidden] (own rows only with Output::kOwnRows)
+    void* residual_out = nullptr;  // like residual; may be null, may be `residual`
     // shape
     int64_t rows = 0;
     int64_t hidden = 0;
@@ -53,14 +54,20 @@ struct AllReduceRmsNormParams {
     ReductionPlan plan;
 };
 
-// residual_out = sum_r(x_r) + bias + residual; out = residual_out * rsqrt(mean(residual_out^2) + eps)
-// * (weight_offset + weight), with the unrounded residual_out in the norm. Without weight: out is the sum.
-void allreduce_rmsnorm(comm::HostGroup& group, const RowKernels& kernels,
+// residual_out = sum_r(x_r) + bias + residual; out = residual_out * rsqrt(mean(residual_out^2) +
+// eps)
+// * (weight_offset + weight), with the unrounded residual_out in the norm. Without weight: out is
+// the sum.
+void allreduce_rmsnorm(comm::HostGroup& group,
+                       const RowKernels& kernels,
                        const AllReduceRmsNormParams& params);
 
-// Rank r's input is [rows, column_bytes[r]]; out is [rows, sum(column_bytes)] with the ranks' columns side
-// by side in rank order. One row gathers flat tensors.
-void all_gather(comm::HostGroup& group, const void* in, void* out, int64_t rows,
+// Rank r's input is [rows, column_bytes[r]]; out is [rows, sum(column_bytes)] with the ranks'
+// columns side by side in rank order. One row gathers flat tensors.
+void all_gather(comm::HostGroup& group,
+                const void* in,
+                void* out,
+                int64_t rows,
                 const std::vector<int64_t>& column_bytes);
 
 // data of rank `source` to all ranks, in place.

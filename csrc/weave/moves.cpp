@@ -1,9 +1,9 @@
-// Collectives that move bytes and reduce nothing: all-gather and broadcast. Blocks alternate between the two
-// staging slots, one barrier per block (see allreduce_rmsnorm.cpp, one-shot).
+// Collectives that move bytes and reduce nothing: all-gather and broadcast. Blocks alternate
+// between the two staging slots, one barrier per block (see allreduce_rmsnorm.cpp, one-shot).
+#include "collectives.hpp"
+
 #include <algorithm>
 #include <cstring>
-
-#include "collectives.hpp"
 
 namespace token::weave {
 
@@ -13,8 +13,11 @@ using comm::HostGroup;
 
 // stage(block, slot) fills this rank's slot; consume(block, slot) reads every rank's.
 template <class Stage, class Consume>
-void through_staging(HostGroup& group, const comm::CallRecord& call, int64_t num_blocks,
-                     const Stage& stage, const Consume& consume) {
+void through_staging(HostGroup& group,
+                     const comm::CallRecord& call,
+                     int64_t num_blocks,
+                     const Stage& stage,
+                     const Consume& consume) {
     HostGroup::Turn turn(group, call);
     int slot = group.next_staging_slot();
     if (num_blocks > 0) {
@@ -35,7 +38,10 @@ void through_staging(HostGroup& group, const comm::CallRecord& call, int64_t num
     }
 }
 
-comm::CallRecord move_record(comm::Operation operation, int64_t rows, int64_t row_bytes, uint32_t options) {
+comm::CallRecord move_record(comm::Operation operation,
+                             int64_t rows,
+                             int64_t row_bytes,
+                             uint32_t options) {
     comm::CallRecord call;
     call.operation = static_cast<uint32_t>(operation);
     call.dtype = static_cast<uint32_t>(DType::kBytes);
@@ -47,10 +53,16 @@ comm::CallRecord move_record(comm::Operation operation, int64_t rows, int64_t ro
 
 }  // namespace
 
-void all_gather(HostGroup& group, const void* in, void* out, int64_t rows,
+void all_gather(HostGroup& group,
+                const void* in,
+                void* out,
+                int64_t rows,
                 const std::vector<int64_t>& column_bytes) {
-    TOKEN_CHECK(static_cast<int>(column_bytes.size()) == group.size(), "all_gather needs the width of ",
-                group.size(), " ranks, got ", column_bytes.size());
+    TOKEN_CHECK(static_cast<int>(column_bytes.size()) == group.size(),
+                "all_gather needs the width of ",
+                group.size(),
+                " ranks, got ",
+                column_bytes.size());
     comm::OptionsHash options;
     std::vector<int64_t> column_offset;
     int64_t out_row_bytes = 0;
@@ -85,7 +97,8 @@ void all_gather(HostGroup& group, const void* in, void* out, int64_t rows,
     const auto stage = [&](int64_t index, int slot) {
         const Block block = block_of(index, group.rank());
         std::byte* to = group.staging_in(group.rank(), slot);
-        for (int64_t row = block.rows.start; row < block.rows.stop; ++row, to += block.bytes.count()) {
+        for (int64_t row = block.rows.start; row < block.rows.stop;
+             ++row, to += block.bytes.count()) {
             std::memcpy(to, source + row * own_bytes + block.bytes.start, block.bytes.count());
         }
     };
@@ -93,20 +106,27 @@ void all_gather(HostGroup& group, const void* in, void* out, int64_t rows,
         for (int rank = 0; rank < group.size(); ++rank) {
             const Block block = block_of(index, rank);
             const std::byte* from = group.staging_in(rank, slot);
-            for (int64_t row = block.rows.start; row < block.rows.stop; ++row, from += block.bytes.count()) {
-                std::memcpy(target + row * out_row_bytes + column_offset[rank] + block.bytes.start, from,
+            for (int64_t row = block.rows.start; row < block.rows.stop;
+                 ++row, from += block.bytes.count()) {
+                std::memcpy(target + row * out_row_bytes + column_offset[rank] + block.bytes.start,
+                            from,
                             block.bytes.count());
             }
         }
     };
     through_staging(group,
                     move_record(comm::Operation::kAllGather, rows, out_row_bytes, options.value()),
-                    num_blocks, stage, consume);
+                    num_blocks,
+                    stage,
+                    consume);
 }
 
 void broadcast(HostGroup& group, void* data, int64_t num_bytes, int source) {
-    TOKEN_CHECK(source >= 0 && source < group.size(), "broadcast source ", source,
-                " is not a rank of a world of ", group.size());
+    TOKEN_CHECK(source >= 0 && source < group.size(),
+                "broadcast source ",
+                source,
+                " is not a rank of a world of ",
+                group.size());
     TOKEN_CHECK(num_bytes >= 0, "broadcast size must not be negative, got ", num_bytes);
     const int64_t block = group.layout().staging_bytes;
     auto* bytes = static_cast<std::byte*>(data);
@@ -123,8 +143,11 @@ void broadcast(HostGroup& group, void* data, int64_t num_bytes, int source) {
     };
     through_staging(
         group,
-        move_record(comm::Operation::kBroadcast, 1, num_bytes, comm::OptionsHash().add(source).value()),
-        ceil_div(num_bytes, block), stage, consume);
+        move_record(
+            comm::Operation::kBroadcast, 1, num_bytes, comm::OptionsHash().add(source).value()),
+        ceil_div(num_bytes, block),
+        stage,
+        consume);
 }
 
 }  // namespace token::weave

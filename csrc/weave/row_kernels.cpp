@@ -28,8 +28,8 @@ const RowKernels& choose_row_kernels(const std::string& name) {
         }
         names += std::string(names.empty() ? "" : ", ") + kernels->name;
     }
-    throw InvalidArgument(
-        concat("instruction set '", name, "' cannot run on this CPU with this build; usable: ", names));
+    throw InvalidArgument(concat(
+        "instruction set '", name, "' cannot run on this CPU with this build; usable: ", names));
 }
 
 }  // namespace token::weave

@@ -1,11 +1,11 @@
 // The row reduction in the instruction sets this build has, and the choice among them.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "token/common/dtype.hpp"
 #include "token/norm/row.hpp"
+
+#include <string>
+#include <vector>
 
 namespace token::weave {
 

@@ -1,12 +1,12 @@
 // What a collective is called in records and in error messages.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
+#include "token/comm/protocol.hpp"
 #include "token/common/check.hpp"
 #include "token/common/dtype.hpp"
-#include "token/comm/protocol.hpp"
+
+#include <cstdint>
+#include <string>
 
 namespace token::comm {
 
@@ -43,11 +43,21 @@ inline std::string describe_call(const CallRecord& call) {
     if (operation == Operation::kBarrier) {
         return "barrier()";
     }
-    return concat(operation_name(operation), "(", call.rows, " x ", call.row_elems, " ",
-                  dtype_name(static_cast<DType>(call.dtype)), ", options ", std::hex, call.options, ")");
+    return concat(operation_name(operation),
+                  "(",
+                  call.rows,
+                  " x ",
+                  call.row_elems,
+                  " ",
+                  dtype_name(static_cast<DType>(call.dtype)),
+                  ", options ",
+                  std::hex,
+                  call.options,
+                  ")");
 }
 
-// FNV-1a over the arguments that must agree between ranks and have no field of their own in CallRecord.
+// FNV-1a over the arguments that must agree between ranks and have no field of their own in
+// CallRecord.
 class OptionsHash {
   public:
     template <class Value>

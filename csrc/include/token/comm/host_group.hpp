@@ -1,7 +1,13 @@
-// What a CPU collective stands on: the barrier, every rank's workspace, the rank's threads. How the memory
-// came to be shared (memfds between processes in fabric/, one mapping between threads in tests) is not
-// known here.
+// What a CPU collective stands on: the barrier, every rank's workspace, the rank's threads. How the
+// memory came to be shared (memfds between processes in fabric/, one mapping between threads in
+// tests) is not known here.
 #pragma once
+
+#include "token/comm/call.hpp"
+#include "token/comm/host_memory.hpp"
+#include "token/comm/layout.hpp"
+#include "token/comm/verdict.hpp"
+#include "token/common/thread_pool.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -10,12 +16,6 @@
 #include <mutex>
 #include <optional>
 #include <vector>
-
-#include "token/common/thread_pool.hpp"
-#include "token/comm/call.hpp"
-#include "token/comm/host_memory.hpp"
-#include "token/comm/layout.hpp"
-#include "token/comm/verdict.hpp"
 
 namespace token::comm {
 
@@ -49,17 +49,23 @@ class HostGroup final : public WaitMonitor {
     const WorkspaceLayout& layout() const { return layout_; }
     ThreadPool& threads() { return threads_; }
 
-    // A collective is begin() ... [sync() ...], made under one Turn. begin() waits until all ranks have
-    // called it with an equal record: it throws CallMismatch on every rank otherwise, with nothing moved
-    // and the group still usable. Any other exception breaks the group for good, on all ranks.
+    // A collective is begin() ... [sync() ...], made under one Turn. begin() waits until all ranks
+    // have called it with an equal record: it throws CallMismatch on every rank otherwise, with
+    // nothing moved and the group still usable. Any other exception breaks the group for good, on
+    // all ranks.
     class Turn;
     void barrier();
 
     std::byte* partial(int rank, int slot) const { return at(rank, layout_.partial_offset(slot)); }
-    std::byte* staging_in(int rank, int slot) const { return at(rank, layout_.staging_in_offset(slot)); }
-    std::byte* staging_out(int rank, int slot) const { return at(rank, layout_.staging_out_offset(slot)); }
+    std::byte* staging_in(int rank, int slot) const {
+        return at(rank, layout_.staging_in_offset(slot));
+    }
+    std::byte* staging_out(int rank, int slot) const {
+        return at(rank, layout_.staging_out_offset(slot));
+    }
 
-    // The slot the next partial sum goes to; consumed (and flipped) by the collective that reads it.
+    // The slot the next partial sum goes to; consumed (and flipped) by the collective that reads
+    // it.
     int partial_slot() const { return partial_slot_; }
     void flip_partial_slot() { partial_slot_ ^= 1; }
     // Alternates with every block staged by any collective.
@@ -104,8 +110,8 @@ class HostGroup final : public WaitMonitor {
     std::mutex mutex_;
 };
 
-// One collective in progress on this rank. Serialises the rank's own threads of control: their order
-// against other ranks is then checked by the records.
+// One collective in progress on this rank. Serialises the rank's own threads of control: their
+// order against other ranks is then checked by the records.
 class HostGroup::Turn {
   public:
     Turn(HostGroup& group, const CallRecord& call);

@@ -1,23 +1,23 @@
-// The protocol's Memory and Waiter for ranks that are processes (or threads, in tests) of one host: C++
-// atomics on shared pages, a short spin, then a shared futex.
+// The protocol's Memory and Waiter for ranks that are processes (or threads, in tests) of one host:
+// C++ atomics on shared pages, a short spin, then a shared futex.
 #pragma once
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
+#include "token/comm/protocol.hpp"
+#include "token/common/check.hpp"
 
 #include <atomic>
 #include <chrono>
 #include <climits>
 #include <cstdint>
-
-#include "token/common/check.hpp"
-#include "token/comm/protocol.hpp"
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 namespace token::comm {
 
-static_assert(std::atomic_ref<uint32_t>::is_always_lock_free, "signals must not hide a process-local lock");
+static_assert(std::atomic_ref<uint32_t>::is_always_lock_free,
+              "signals must not hide a process-local lock");
 
 inline void cpu_relax() {
 #if defined(__x86_64__)
@@ -45,9 +45,10 @@ struct HostMemory {
         return std::atomic_ref<uint32_t>(word).load(std::memory_order_acquire);
     }
 
-    // Sequentially consistent, not only release: the store of `value` must be ordered before the load of
-    // `sleeping`, as the waiter orders its store of `sleeping` before its re-read of `value`. With release
-    // alone both may read the old word, and the waiter sleeps through its signal.
+    // Sequentially consistent, not only release: the store of `value` must be ordered before the
+    // load of `sleeping`, as the waiter orders its store of `sleeping` before its re-read of
+    // `value`. With release alone both may read the old word, and the waiter sleeps through its
+    // signal.
     static void signal(SignalLine& line, uint32_t value) {
         std::atomic_ref<uint32_t>(line.value).store(value, std::memory_order_seq_cst);
         if (std::atomic_ref<uint32_t>(line.sleeping).load(std::memory_order_seq_cst) != 0) {
@@ -56,8 +57,8 @@ struct HostMemory {
     }
 };
 
-// Looks at the world while a wait sleeps. check() throws when the wait can no longer succeed: a peer died,
-// another rank gave up, the user pressed Ctrl-C.
+// Looks at the world while a wait sleeps. check() throws when the wait can no longer succeed: a
+// peer died, another rank gave up, the user pressed Ctrl-C.
 class WaitMonitor {
   public:
     virtual ~WaitMonitor() = default;
@@ -65,8 +66,8 @@ class WaitMonitor {
     [[noreturn]] virtual void timed_out(int peer) = 0;
 };
 
-// Waits for a line: spins `spin_count` polls, then sleeps in slices so that the monitor sees a dead peer
-// within one slice plus its own detection time.
+// Waits for a line: spins `spin_count` polls, then sleeps in slices so that the monitor sees a dead
+// peer within one slice plus its own detection time.
 class HostWaiter {
   public:
     static constexpr std::chrono::milliseconds kSlice{20};
@@ -110,8 +111,8 @@ class HostWaiter {
             if (slice > std::chrono::nanoseconds::zero()) {
                 futex_wait(&line.value, seen, slice);
             }
-            // A peer that signalled and then died has still signalled: the value is read again before
-            // the deadline or the monitor has a say.
+            // A peer that signalled and then died has still signalled: the value is read again
+            // before the deadline or the monitor has a say.
             if (has_reached(value.load(std::memory_order_seq_cst), expected)) {
                 return;
             }

@@ -25,8 +25,10 @@ struct Verdict {
                static_cast<uint64_t>(epoch) << 32;
     }
     static Verdict unpack(uint64_t word) {
-        return {static_cast<VerdictKind>(word & 0xff), static_cast<uint8_t>(word >> 8),
-                static_cast<uint8_t>(word >> 16), static_cast<uint8_t>(word >> 24),
+        return {static_cast<VerdictKind>(word & 0xff),
+                static_cast<uint8_t>(word >> 8),
+                static_cast<uint8_t>(word >> 16),
+                static_cast<uint8_t>(word >> 24),
                 static_cast<uint32_t>(word >> 32)};
     }
 };

@@ -1,12 +1,12 @@
 // TOKEN_CHECK: argument checks with the values in the message.
 #pragma once
 
+#include "token/common/errors.hpp"
+
 #include <cerrno>
 #include <cstring>
 #include <sstream>
 #include <string>
-
-#include "token/common/errors.hpp"
 
 namespace token {
 
@@ -26,9 +26,9 @@ template <class... Parts>
 
 }  // namespace token
 
-#define TOKEN_CHECK(condition, ...)                                     \
-    do {                                                                \
-        if (!(condition)) {                                             \
+#define TOKEN_CHECK(condition, ...)                                       \
+    do {                                                                  \
+        if (!(condition)) {                                               \
             throw ::token::InvalidArgument(::token::concat(__VA_ARGS__)); \
-        }                                                               \
+        }                                                                 \
     } while (false)

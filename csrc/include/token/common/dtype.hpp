@@ -1,5 +1,5 @@
-// Element types that cross the binding. Values are part of the call record (token/comm/protocol.hpp):
-// never renumber.
+// Element types that cross the binding. Values are part of the call record
+// (token/comm/protocol.hpp): never renumber.
 #pragma once
 
 #include <cstdint>

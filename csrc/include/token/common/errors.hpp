@@ -1,5 +1,5 @@
-// The exceptions of the native code. bindings/errors.cpp turns each into the Python class of the same
-// meaning (tokenfabric/errors.py); nothing here prints or exits.
+// The exceptions of the native code. bindings/errors.cpp turns each into the Python class of the
+// same meaning (tokenfabric/errors.py); nothing here prints or exits.
 #pragma once
 
 #include <cstdint>

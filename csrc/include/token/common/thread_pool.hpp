@@ -1,15 +1,15 @@
-// The threads of one rank. Not OpenMP: its barriers are invisible to ThreadSanitizer, and its threads would
-// be shared with torch, which sizes them for other work.
+// The threads of one rank. Not OpenMP: its barriers are invisible to ThreadSanitizer, and its
+// threads would be shared with torch, which sizes them for other work.
 #pragma once
+
+#include "token/common/check.hpp"
+#include "token/common/math.hpp"
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <thread>
 #include <vector>
-
-#include "token/common/check.hpp"
-#include "token/common/math.hpp"
 
 namespace token {
 
@@ -37,8 +37,9 @@ class ThreadPool {
 
     int num_threads() const { return num_threads_; }
 
-    // Calls body(thread, range) on each thread with its part of [0, count). Returns when all are done.
-    // body must not throw. Ranges below `grain` per thread run on fewer threads: waking one costs more.
+    // Calls body(thread, range) on each thread with its part of [0, count). Returns when all are
+    // done. body must not throw. Ranges below `grain` per thread run on fewer threads: waking one
+    // costs more.
     template <class Body>
     void parallel_for(int64_t count, int64_t grain, const Body& body) {
         const int64_t parts = std::min<int64_t>(num_threads_, std::max<int64_t>(1, count / grain));

@@ -1,32 +1,34 @@
-// One row: sum over ranks, bias, residual, RMSNorm, all in fp32 with one final rounding. Knows nothing of
-// where the rows come from. Written once over a 16-lane vector type; the instruction sets differ only there.
+// One row: sum over ranks, bias, residual, RMSNorm, all in fp32 with one final rounding. Knows
+// nothing of where the rows come from. Written once over a 16-lane vector type; the instruction
+// sets differ only there.
 //
-// Same bits from every body: the sum of squares is kept in kAccumulators x 16 lanes (element i goes to lane
-// i mod 64) and folded in one fixed order, products and sums are rounded apart (the files that include this
-// are compiled with -ffp-contract=off), and square root and division are exact in IEEE arithmetic.
+// Same bits from every body: the sum of squares is kept in kAccumulators x 16 lanes (element i goes
+// to lane i mod 64) and folded in one fixed order, products and sums are rounded apart (the files
+// that include this are compiled with -ffp-contract=off), and square root and division are exact in
+// IEEE arithmetic.
 #pragma once
+
+#include "token/common/host_device.hpp"
 
 #include <cmath>
 #include <cstdint>
 
-#include "token/common/host_device.hpp"
-
 namespace token::norm {
 
 struct RowArgs {
-    const void* const* inputs;   // [num_inputs] this row of every rank's partial sum, in rank order
+    const void* const* inputs;  // [num_inputs] this row of every rank's partial sum, in rank order
     int num_inputs;
     int64_t hidden;
-    const void* residual;        // [hidden] activation dtype; may be null
-    const void* bias;            // [hidden] activation dtype; may be null
-    const void* weight;          // [hidden] activation dtype or fp32; null means: no norm, out is the sum
-    float weight_offset;         // added to weight: 1 for Gemma
+    const void* residual;  // [hidden] activation dtype; may be null
+    const void* bias;      // [hidden] activation dtype; may be null
+    const void* weight;    // [hidden] activation dtype or fp32; null means: no norm, out is the sum
+    float weight_offset;   // added to weight: 1 for Gemma
     float eps;
-    float* scratch;              // [hidden]; unused without a norm
-    void* out;                   // [hidden]
-    void* residual_out;          // [hidden] the sum before the norm; may be null, may be `residual`
-    void* out_copy;              // second destination of out; may be null
-    void* residual_copy;         // second destination of residual_out; may be null
+    float* scratch;       // [hidden]; unused without a norm
+    void* out;            // [hidden]
+    void* residual_out;   // [hidden] the sum before the norm; may be null, may be `residual`
+    void* out_copy;       // second destination of out; may be null
+    void* residual_copy;  // second destination of residual_out; may be null
 };
 
 struct Float32 {
@@ -94,7 +96,8 @@ class RowReducer {
         return sum;
     }
 
-    static TOKEN_INLINE void store_both(void* first, void* second, int64_t index, int n, const Vec& value) {
+    static TOKEN_INLINE void store_both(
+        void* first, void* second, int64_t index, int n, const Vec& value) {
         if (first != nullptr) {
             Act::store(first, index, n, value);
         }

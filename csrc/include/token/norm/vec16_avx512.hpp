@@ -1,14 +1,14 @@
-// Sixteen float lanes in one AVX-512 register; the same bits as Vec16Scalar. Included only by files compiled
-// for AVX-512 (F, BW, VL).
+// Sixteen float lanes in one AVX-512 register; the same bits as Vec16Scalar. Included only by files
+// compiled for AVX-512 (F, BW, VL).
 //
-// Not vcvtneps2bf16 (AVX512_BF16): it flushes denormals to zero, and the numbers contract keeps them.
+// Not vcvtneps2bf16 (AVX512_BF16): it flushes denormals to zero, and the numbers contract keeps
+// them.
 #pragma once
 
-#include <immintrin.h>
+#include "token/common/host_device.hpp"
 
 #include <cstdint>
-
-#include "token/common/host_device.hpp"
+#include <immintrin.h>
 
 namespace token::norm {
 
@@ -64,11 +64,13 @@ struct Vec16Avx512 {
     // The bf16 bits in the low half of each 32-bit lane.
     TOKEN_INLINE __m512i rounded_bits() const {
         const __m512i bits = _mm512_castps_si512(reg);
-        const __m512i lowest_kept = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i lowest_kept =
+            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i rounded =
             _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
         const __mmask16 is_nan = _mm512_cmp_ps_mask(reg, reg, _CMP_UNORD_Q);
-        return _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0));
+        return _mm512_mask_mov_epi32(
+            _mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0));
     }
     TOKEN_INLINE __m256i narrow() const { return _mm512_cvtepi32_epi16(rounded_bits()); }
 };

@@ -1,11 +1,11 @@
-// Sixteen float lanes in plain C++: the body every CPU can run, and the definition of what the wide bodies
-// must compute, bit for bit.
+// Sixteen float lanes in plain C++: the body every CPU can run, and the definition of what the wide
+// bodies must compute, bit for bit.
 #pragma once
+
+#include "token/common/host_device.hpp"
 
 #include <cstdint>
 #include <cstring>
-
-#include "token/common/host_device.hpp"
 
 namespace token::norm {
 

@@ -1,0 +1,112 @@
+# The native module as Python sees it; a test compares the two. The nested classes stand for submodules.
+from collections.abc import Sequence
+
+class fabric:
+    class Segment:
+        @property
+        def address(self) -> int: ...
+        @property
+        def num_bytes(self) -> int: ...
+
+    class Listener:
+        def __init__(self, directory: str) -> None: ...
+        @property
+        def path(self) -> str: ...
+
+    class Mesh:
+        def __init__(
+            self,
+            rank: int,
+            size: int,
+            listener: fabric.Listener,
+            paths: Sequence[str],
+            nonce: int,
+            timeout_s: float,
+        ) -> None: ...
+        def peer_pid(self, peer: int) -> int: ...
+        def dead_peers(self) -> list[int]: ...
+
+    class SymmetricMemory:
+        def segment(self, rank: int) -> fabric.Segment: ...
+
+    class Communicator:
+        def __init__(
+            self,
+            mesh: fabric.Mesh | None,
+            num_threads: int,
+            spin_count: int,
+            timeout_s: float,
+            partial_bytes: int,
+            staging_bytes: int,
+            base_epoch: int,
+        ) -> None: ...
+        @property
+        def rank(self) -> int: ...
+        @property
+        def size(self) -> int: ...
+        @property
+        def epoch(self) -> int: ...
+        @property
+        def staging_bytes(self) -> int: ...
+        @property
+        def partial_bytes(self) -> int: ...
+        def barrier(self) -> None: ...
+        def barrier_loop(self, count: int) -> list[float]: ...
+        def check(self) -> None: ...
+        def abort(self) -> None: ...
+        def allocate(self, num_bytes: int) -> fabric.SymmetricMemory: ...
+        def allocate_shared(self, num_bytes: int) -> tuple[fabric.Segment, fabric.Segment]: ...
+        def workspace(self, rank: int) -> fabric.Segment: ...
+        def partial_offset(self) -> int: ...
+
+    @staticmethod
+    def available_memory_bytes() -> int: ...
+
+class weave:
+    FLOAT32: int
+    BFLOAT16: int
+    ONE_SHOT: int
+    TWO_SHOT: int
+    OUTPUT_PRIVATE: int
+    OUTPUT_OWN_ROWS: int
+    OUTPUT_SHARED: int
+    OP_ALLREDUCE_RMSNORM: int
+    OP_ALL_REDUCE: int
+    OP_REDUCE_SCATTER: int
+
+    class RowKernels:
+        @property
+        def name(self) -> str: ...
+
+    @staticmethod
+    def usable_row_kernels() -> list[str]: ...
+    @staticmethod
+    def choose_row_kernels(name: str) -> weave.RowKernels: ...
+    @staticmethod
+    def allreduce_rmsnorm(
+        comm: fabric.Communicator,
+        kernels: weave.RowKernels,
+        operation: int,
+        x: int,
+        residual: int,
+        bias: int,
+        weight: int,
+        out: int,
+        residual_out: int,
+        rows: int,
+        hidden: int,
+        dtype: int,
+        weight_dtype: int,
+        eps: float,
+        weight_offset: float,
+        residual_is_sharded: bool,
+        algorithm: int,
+        output: int,
+        block_rows: int,
+    ) -> None: ...
+    @staticmethod
+    def all_gather(
+        comm: fabric.Communicator, x: int, out: int, rows: int, column_bytes: Sequence[int]
+    ) -> None: ...
+    @staticmethod
+    def broadcast(comm: fabric.Communicator, data: int, num_bytes: int, source: int) -> None: ...
