@@ -19,7 +19,7 @@ import torch
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenweave import checks, torch_ops
-from tokenweave.native_call import address, reduce_planned
+from tokenweave.native_call import PreparedReduction, address
 from tokenweave.plan import (
     Algorithm,
     Output,
@@ -105,11 +105,16 @@ def allreduce_rmsnorm(
         normed = checks.output("out", out, x_partial.shape, x_partial.dtype)
         normed_address = address(normed)
     residual_out = checks.output("residual_out", residual_out, residual_shape, x_partial.dtype)
-    reduce_planned(
-        world, plan, native.weave.OP_ALLREDUCE_RMSNORM, x_partial, residual, weight, bias,
-        normed_address, residual_out,
-        num_tokens=num_tokens, hidden=hidden, eps=eps, weight_offset=weight_offset,
-    )  # fmt: skip
+    reduction = PreparedReduction(
+        world,
+        plan,
+        native.weave.OP_ALLREDUCE_RMSNORM,
+        num_tokens=num_tokens,
+        hidden=hidden,
+        dtype=x_partial.dtype,
+        weight_dtype=weight.dtype,
+    )
+    reduction(x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset)
     if isinstance(out, SharedOutput):
         out.advance()
     return normed, residual_out
@@ -136,10 +141,15 @@ def all_reduce(
     num_rows, row_elems = _flat_rows(x)
     plan = _plan(world, x, num_rows, row_elems, algorithm, "private", "replicated", False)
     out = checks.output("out", out, x.shape, x.dtype)
-    reduce_planned(
-        world, plan, native.weave.OP_ALL_REDUCE, x, None, None, None, address(out), None,
-        num_tokens=num_rows, hidden=row_elems, eps=0.0, weight_offset=0.0,
-    )  # fmt: skip
+    reduction = PreparedReduction(
+        world,
+        plan,
+        native.weave.OP_ALL_REDUCE,
+        num_tokens=num_rows,
+        hidden=row_elems,
+        dtype=x.dtype,
+    )
+    reduction(x, None, None, None, address(out), None, 0.0, 0.0)
     return out
 
 
@@ -159,10 +169,15 @@ def reduce_scatter(
     plan = _plan(world, x, num_tokens, hidden, "auto", "own_rows", "replicated", False)
     shape = _residual_shape(x, world, num_tokens, hidden, "row_sharded")
     out = checks.output("out", out, shape, x.dtype)
-    reduce_planned(
-        world, plan, native.weave.OP_REDUCE_SCATTER, x, None, None, None, address(out), None,
-        num_tokens=num_tokens, hidden=hidden, eps=0.0, weight_offset=0.0,
-    )  # fmt: skip
+    reduction = PreparedReduction(
+        world,
+        plan,
+        native.weave.OP_REDUCE_SCATTER,
+        num_tokens=num_tokens,
+        hidden=hidden,
+        dtype=x.dtype,
+    )
+    reduction(x, None, None, None, address(out), None, 0.0, 0.0)
     return out
 
 
@@ -210,7 +225,7 @@ def all_gather(
 
 
 def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
-    """Overwrite x on every rank with rank `src`'s, and return it. Any dtype, contiguous."""
+    """Overwrite x on every rank with rank `src`'s and return it. Any dtype, contiguous."""
     if torch.compiler.is_compiling():
         torch.ops.tokenweave.broadcast_(x, src, world.group_name)
         return x

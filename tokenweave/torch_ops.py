@@ -13,7 +13,7 @@ import torch
 
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import find_world
-from tokenweave.plan import Algorithm, ResidualLayout, split_rows
+from tokenweave.plan import Algorithm, ResidualLayout
 
 # Kept alive for as long as the operators are to exist.
 _LIBRARY = torch.library.Library("tokenweave", "FRAGMENT")
@@ -131,8 +131,9 @@ def _broadcast_inplace(x: torch.Tensor, src: int, group_name: str) -> None:
 
 def _own_rows(x: torch.Tensor, group_name: str) -> torch.Tensor:
     world = find_world(group_name)
-    start, stop = split_rows(x.numel() // x.shape[-1], world.size)[world.rank]
-    return x.new_empty((stop - start, x.shape[-1]))
+    # The share of plan.split_rows in arithmetic that symbolic sizes have.
+    num_rows = (x.numel() // x.shape[-1] + world.size - 1 - world.rank) // world.size
+    return x.new_empty((num_rows, x.shape[-1]))
 
 
 def _fake_allreduce_rmsnorm(
