@@ -2,7 +2,7 @@
 
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are torchrun's. Ours:
 
-TOKENFABRIC_ISA         row kernels on CPU: auto, avx512, scalar
+TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, scalar
 TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
 """
 

@@ -25,6 +25,23 @@ std::vector<std::byte*> data_of(const std::vector<std::shared_ptr<Segment>>& seg
     return bases;
 }
 
+// A rank that is lost to an allocation is lost to the collectives too: the group breaks on all ranks.
+template <class Allocate>
+auto breaking_on_loss(comm::HostGroup& group, const Allocate& allocate) {
+    if (const auto verdict = group.verdict()) {
+        group.throw_verdict(*verdict);
+    }
+    try {
+        return allocate();
+    } catch (const PeerLost& error) {
+        group.abort(comm::VerdictKind::kPeerLost, error.context.peer_rank);
+        throw;
+    } catch (const CommTimeout& error) {
+        group.abort(comm::VerdictKind::kTimeout, error.context.peer_rank);
+        throw;
+    }
+}
+
 }  // namespace
 
 SymmetricMemory::SymmetricMemory(comm::HostGroup& group,
@@ -57,23 +74,20 @@ Communicator::Communicator(std::shared_ptr<Mesh> mesh, const CommunicatorOptions
 }
 
 std::unique_ptr<SymmetricMemory> Communicator::allocate(int64_t num_bytes) {
-    if (const auto verdict = group_->verdict()) {
-        group_->throw_verdict(*verdict);
-    }
-    return std::make_unique<SymmetricMemory>(*group_,
-                                             allocate_on(mesh_.get(), num_bytes, timeout_s_));
+    return std::make_unique<SymmetricMemory>(*group_, breaking_on_loss(*group_, [&] {
+        return allocate_on(mesh_.get(), num_bytes, timeout_s_);
+    }));
 }
 
 Mesh::SharedSegment Communicator::allocate_shared(int64_t num_bytes) {
-    if (const auto verdict = group_->verdict()) {
-        group_->throw_verdict(*verdict);
-    }
-    if (mesh_) {
-        return mesh_->allocate_shared(num_bytes, 0, timeout_s_);
-    }
-    const UniqueFd fd = Segment::create(num_bytes, 1);
-    return {Segment::map(fd.get(), num_bytes, Access::kReadWrite),
-            Segment::map(fd.get(), num_bytes, Access::kReadOnly)};
+    return breaking_on_loss(*group_, [&]() -> Mesh::SharedSegment {
+        if (mesh_) {
+            return mesh_->allocate_shared(num_bytes, 0, timeout_s_);
+        }
+        const UniqueFd fd = Segment::create(num_bytes, 1);
+        return {Segment::map(fd.get(), num_bytes, Access::kReadWrite),
+                Segment::map(fd.get(), num_bytes, Access::kReadOnly)};
+    });
 }
 
 }  // namespace token::fabric

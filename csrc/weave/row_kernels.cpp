@@ -8,7 +8,10 @@ std::vector<const RowKernels*> usable_row_kernels() {
     std::vector<const RowKernels*> usable;
 #if defined(TOKEN_HAVE_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl")) {
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512bf16")) {
+            usable.push_back(&row_kernels_avx512_bf16());
+        }
         usable.push_back(&row_kernels_avx512());
     }
 #endif

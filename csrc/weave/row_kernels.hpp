@@ -28,6 +28,7 @@ struct RowKernels {
 const RowKernels& row_kernels_scalar();
 #if defined(TOKEN_HAVE_AVX512)
 const RowKernels& row_kernels_avx512();
+const RowKernels& row_kernels_avx512_bf16();
 #endif
 
 // The bodies this CPU can run, widest first.

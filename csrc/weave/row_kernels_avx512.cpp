@@ -6,12 +6,12 @@ namespace token::weave {
 const RowKernels& row_kernels_avx512() {
     using norm::BFloat16;
     using norm::Float32;
-    using Vec = norm::Vec16Avx512;
+    using Vec = norm::Vec16Avx512<norm::NarrowByIntegers>;
     static constexpr RowKernels kKernels{
         "avx512",
-        &norm::RowReducer<Vec, Float32, Float32>::run,
-        &norm::RowReducer<Vec, BFloat16, BFloat16>::run,
-        &norm::RowReducer<Vec, BFloat16, Float32>::run,
+        &norm::reduce_row<Vec, Float32, Float32>,
+        &norm::reduce_row<Vec, BFloat16, BFloat16>,
+        &norm::reduce_row<Vec, BFloat16, Float32>,
     };
     return kKernels;
 }

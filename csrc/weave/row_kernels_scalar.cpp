@@ -9,9 +9,9 @@ const RowKernels& row_kernels_scalar() {
     using Vec = norm::Vec16Scalar;
     static constexpr RowKernels kKernels{
         "scalar",
-        &norm::RowReducer<Vec, Float32, Float32>::run,
-        &norm::RowReducer<Vec, BFloat16, BFloat16>::run,
-        &norm::RowReducer<Vec, BFloat16, Float32>::run,
+        &norm::reduce_row<Vec, Float32, Float32>,
+        &norm::reduce_row<Vec, BFloat16, BFloat16>,
+        &norm::reduce_row<Vec, BFloat16, Float32>,
     };
     return kKernels;
 }

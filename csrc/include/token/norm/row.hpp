@@ -31,129 +31,149 @@ struct RowArgs {
     void* residual_copy;  // second destination of residual_out; may be null
 };
 
+// Element types. Packed is a vector rounded to the type, as it is stored.
 struct Float32 {
-    using Storage = float;
+    template <class Vec>
+    using Packed = Vec;
+
     template <class Vec>
     static TOKEN_INLINE Vec load(const void* base, int64_t index, int n) {
         return Vec::load(static_cast<const float*>(base) + index, n);
     }
     template <class Vec>
-    static TOKEN_INLINE void store(void* base, int64_t index, int n, const Vec& value) {
-        value.store(static_cast<float*>(base) + index, n);
+    static TOKEN_INLINE Vec pack(const Vec& value) {
+        return value;
     }
     template <class Vec>
-    static TOKEN_INLINE Vec rounded(const Vec& value) {
-        return value;
+    static TOKEN_INLINE Vec unpack(const Vec& packed) {
+        return packed;
+    }
+    template <class Vec>
+    static TOKEN_INLINE void store(void* base, int64_t index, int n, const Vec& packed) {
+        packed.store(static_cast<float*>(base) + index, n);
     }
 };
 
 struct BFloat16 {
-    using Storage = uint16_t;
+    template <class Vec>
+    using Packed = typename Vec::Half;
+
     template <class Vec>
     static TOKEN_INLINE Vec load(const void* base, int64_t index, int n) {
-        return Vec::load_bf16(static_cast<const uint16_t*>(base) + index, n);
+        return Vec::widen(Vec::load_half(static_cast<const uint16_t*>(base) + index, n));
     }
     template <class Vec>
-    static TOKEN_INLINE void store(void* base, int64_t index, int n, const Vec& value) {
-        value.store_bf16(static_cast<uint16_t*>(base) + index, n);
+    static TOKEN_INLINE typename Vec::Half pack(const Vec& value) {
+        return value.narrow();
     }
     template <class Vec>
-    static TOKEN_INLINE Vec rounded(const Vec& value) {
-        return value.rounded_to_bf16();
+    static TOKEN_INLINE Vec unpack(const typename Vec::Half& packed) {
+        return Vec::widen(packed);
+    }
+    template <class Vec>
+    static TOKEN_INLINE void store(void* base,
+                                   int64_t index,
+                                   int n,
+                                   const typename Vec::Half& packed) {
+        Vec::store_half(static_cast<uint16_t*>(base) + index, n, packed);
     }
 };
 
-template <class Vec, class Act, class Weight>
+// kInputs: number of ranks where it is known to the compiler (a quarter of the time of a row is
+// spent on the loop otherwise), 0 for any.
+template <class Vec, class Act, class Weight, int kInputs>
 class RowReducer {
   public:
-    static void run(const RowArgs& args) {
-        if (args.weight == nullptr) {
-            sum_only(args);
-        } else {
-            sum_and_normalize(args);
+    explicit TOKEN_INLINE RowReducer(const RowArgs& args) : args_(args) {
+        for (int rank = 0; rank < kInputs; ++rank) {
+            inputs_[rank] = args.inputs[rank];
         }
     }
 
+    TOKEN_INLINE void sum_only() const {
+        for_each_vector([&](int64_t index, int n, int) {
+            const Packed sum = Act::template pack<Vec>(reduced(index, n));
+            store_both(args_.out, args_.out_copy, index, n, sum);
+            store_both(args_.residual_out, args_.residual_copy, index, n, sum);
+        });
+    }
+
+    TOKEN_INLINE void sum_and_normalize() const {
+        Vec squares[kAccumulators];
+        for (Vec& accumulator : squares) {
+            accumulator = Vec::broadcast(0.0f);
+        }
+        for_each_vector([&](int64_t index, int n, int part) {
+            const Vec sum = reduced(index, n);
+            sum.store(args_.scratch + index, n);
+            if (args_.residual_out != nullptr) {
+                const Packed packed = Act::template pack<Vec>(sum);
+                store_both(args_.residual_out, args_.residual_copy, index, n, packed);
+            }
+            squares[part] = squares[part] + sum * sum;
+        });
+        const float mean = fold((squares[0] + squares[1]) + (squares[2] + squares[3])) /
+                           static_cast<float>(args_.hidden);
+        const Vec scale = Vec::broadcast(1.0f / std::sqrt(mean + args_.eps));
+        const Vec offset = Vec::broadcast(args_.weight_offset);
+        for_each_vector([&](int64_t index, int n, int) {
+            const Vec weight = Weight::template load<Vec>(args_.weight, index, n) + offset;
+            const Vec normed = (Vec::load(args_.scratch + index, n) * scale) * weight;
+            store_both(args_.out, args_.out_copy, index, n, Act::template pack<Vec>(normed));
+        });
+    }
+
   private:
+    using Packed = typename Act::template Packed<Vec>;
     static constexpr int kLanes = Vec::kLanes;
     static constexpr int kAccumulators = 4;
     static constexpr int kStep = kAccumulators * kLanes;
 
-    // The rounded sum over ranks plus bias and residual, unrounded: the reduced value exists in the
-    // activation dtype on every path (NVLink multicast returns it so), what follows is fp32.
-    static TOKEN_INLINE Vec reduced(const RowArgs& args, int64_t index, int n) {
-        Vec sum = Act::template load<Vec>(args.inputs[0], index, n);
-        for (int rank = 1; rank < args.num_inputs; ++rank) {
-            sum = sum + Act::template load<Vec>(args.inputs[rank], index, n);
+    // body(index, lanes, index / 16 mod 4) over the row; lanes is 16 but at the end.
+    template <class Body>
+    TOKEN_INLINE void for_each_vector(const Body& body) const {
+        int64_t index = 0;
+        for (; index + kStep <= args_.hidden; index += kStep) {
+            body(index, kLanes, 0);
+            body(index + kLanes, kLanes, 1);
+            body(index + 2 * kLanes, kLanes, 2);
+            body(index + 3 * kLanes, kLanes, 3);
         }
-        sum = Act::rounded(sum);
-        if (args.bias != nullptr) {
-            sum = sum + Act::template load<Vec>(args.bias, index, n);
+        for (int part = 0; index < args_.hidden; index += kLanes, ++part) {
+            const int64_t left = args_.hidden - index;
+            body(index, left < kLanes ? static_cast<int>(left) : kLanes, part);
         }
-        if (args.residual != nullptr) {
-            sum = sum + Act::template load<Vec>(args.residual, index, n);
+    }
+
+    // The sum over ranks, rounded once to the activation dtype as NVLink multicast returns it, then
+    // bias and residual in fp32.
+    TOKEN_INLINE Vec reduced(int64_t index, int n) const {
+        const void* const* inputs = kInputs > 0 ? inputs_ : args_.inputs;
+        const int num_inputs = kInputs > 0 ? kInputs : args_.num_inputs;
+        Vec sum = Act::template load<Vec>(inputs[0], index, n);
+        for (int rank = 1; rank < num_inputs; ++rank) {
+            sum = sum + Act::template load<Vec>(inputs[rank], index, n);
+        }
+        if (kInputs != 1) {
+            sum = Act::template unpack<Vec>(Act::template pack<Vec>(sum));
+        }
+        if (args_.bias != nullptr) {
+            sum = sum + Act::template load<Vec>(args_.bias, index, n);
+        }
+        if (args_.residual != nullptr) {
+            sum = sum + Act::template load<Vec>(args_.residual, index, n);
         }
         return sum;
     }
 
     static TOKEN_INLINE void store_both(
-        void* first, void* second, int64_t index, int n, const Vec& value) {
+        void* first, void* second, int64_t index, int n, const Packed& packed) {
         if (first != nullptr) {
-            Act::store(first, index, n, value);
+            Act::template store<Vec>(first, index, n, packed);
         }
         if (second != nullptr) {
-            Act::store(second, index, n, value);
+            Act::template store<Vec>(second, index, n, packed);
         }
-    }
-
-    static TOKEN_INLINE int lanes_left(const RowArgs& args, int64_t index) {
-        const int64_t left = args.hidden - index;
-        return left >= kLanes ? kLanes : (left > 0 ? static_cast<int>(left) : 0);
-    }
-
-    static void sum_only(const RowArgs& args) {
-        for (int64_t index = 0; index < args.hidden; index += kLanes) {
-            const int n = lanes_left(args, index);
-            const Vec sum = reduced(args, index, n);
-            store_both(args.out, args.out_copy, index, n, sum);
-            store_both(args.residual_out, args.residual_copy, index, n, sum);
-        }
-    }
-
-    static void sum_and_normalize(const RowArgs& args) {
-        Vec squares[kAccumulators];
-        for (Vec& accumulator : squares) {
-            accumulator = Vec::broadcast(0.0f);
-        }
-        int64_t index = 0;
-        for (; index + kStep <= args.hidden; index += kStep) {
-            for (int part = 0; part < kAccumulators; ++part) {
-                accumulate(args, index + part * kLanes, kLanes, squares[part]);
-            }
-        }
-        for (int part = 0; part < kAccumulators; ++part) {
-            const int n = lanes_left(args, index + part * kLanes);
-            if (n > 0) {
-                accumulate(args, index + part * kLanes, n, squares[part]);
-            }
-        }
-        const float mean = fold((squares[0] + squares[1]) + (squares[2] + squares[3])) /
-                           static_cast<float>(args.hidden);
-        const Vec scale = Vec::broadcast(1.0f / std::sqrt(mean + args.eps));
-        const Vec offset = Vec::broadcast(args.weight_offset);
-        for (index = 0; index < args.hidden; index += kLanes) {
-            const int n = lanes_left(args, index);
-            const Vec weight = Weight::template load<Vec>(args.weight, index, n) + offset;
-            const Vec normed = (Vec::load(args.scratch + index, n) * scale) * weight;
-            store_both(args.out, args.out_copy, index, n, normed);
-        }
-    }
-
-    static TOKEN_INLINE void accumulate(const RowArgs& args, int64_t index, int n, Vec& squares) {
-        const Vec sum = reduced(args, index, n);
-        sum.store(args.scratch + index, n);
-        store_both(args.residual_out, args.residual_copy, index, n, sum);
-        squares = squares + sum * sum;
     }
 
     // Lanes folded in halves: 8, 4, 2, 1.
@@ -167,6 +187,31 @@ class RowReducer {
         }
         return lane[0];
     }
+
+    // A copy: the compiler need not fear that a store through one of its pointers changes another.
+    const RowArgs args_;
+    const void* inputs_[kInputs > 0 ? kInputs : 1];
 };
+
+template <class Vec, class Act, class Weight>
+void reduce_row(const RowArgs& args) {
+    const auto run = [&](auto reducer) {
+        if (args.weight == nullptr) {
+            reducer.sum_only();
+        } else {
+            reducer.sum_and_normalize();
+        }
+    };
+    switch (args.num_inputs) {
+        case 1:
+            return run(RowReducer<Vec, Act, Weight, 1>(args));
+        case 2:
+            return run(RowReducer<Vec, Act, Weight, 2>(args));
+        case 4:
+            return run(RowReducer<Vec, Act, Weight, 4>(args));
+        default:
+            return run(RowReducer<Vec, Act, Weight, 0>(args));
+    }
+}
 
 }  // namespace token::norm

@@ -1,8 +1,5 @@
 // Sixteen float lanes in one AVX-512 register; the same bits as Vec16Scalar. Included only by files
-// compiled for AVX-512 (F, BW, VL).
-//
-// Not vcvtneps2bf16 (AVX512_BF16): it flushes denormals to zero, and the numbers contract keeps
-// them.
+// compiled for AVX-512 (F, BW, DQ, VL).
 #pragma once
 
 #include "token/common/host_device.hpp"
@@ -12,20 +9,56 @@
 
 namespace token::norm {
 
+// Rounds to bf16 with integer arithmetic: runs on every AVX-512 CPU.
+struct NarrowByIntegers {
+    static TOKEN_INLINE __m256i narrow(__m512 value) {
+        const __m512i bits = _mm512_castps_si512(value);
+        const __m512i lowest_kept =
+            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded =
+            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(
+            _mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0)));
+    }
+};
+
+#if defined(__AVX512BF16__)
+// Rounds with vcvtneps2bf16 (AVX512_BF16), which flushes denormals to zero and keeps NaN payloads:
+// the numbers contract wants neither, so vectors that hold such lanes, hardly ever, take the other
+// way.
+struct NarrowByInstruction {
+    static TOKEN_INLINE __m256i narrow(__m512 value) {
+        constexpr int kQuietNan = 0x01, kDenormal = 0x20, kSignallingNan = 0x80;
+        if (__builtin_expect(
+                _mm512_fpclass_ps_mask(value, kQuietNan | kDenormal | kSignallingNan) != 0, 0)) {
+            return NarrowByIntegers::narrow(value);
+        }
+        return (__m256i)_mm512_cvtneps_pbh(value);
+    }
+};
+#endif
+
+template <class Narrowing>
 struct Vec16Avx512 {
     static constexpr int kLanes = 16;
     __m512 reg;
+
+    struct Half {  // bf16
+        __m256i reg;
+    };
 
     static TOKEN_INLINE Vec16Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }
 
     static TOKEN_INLINE Vec16Avx512 load(const float* from, int n) {
         return {n == kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask(n), from)};
     }
-    static TOKEN_INLINE Vec16Avx512 load_bf16(const uint16_t* from, int n) {
-        const __m256i half = n == kLanes
-                                 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
-                                 : _mm256_maskz_loadu_epi16(mask(n), from);
-        return widen(half);
+    static TOKEN_INLINE Half load_half(const uint16_t* from, int n) {
+        return {n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                            : _mm256_maskz_loadu_epi16(mask(n), from)};
+    }
+    static TOKEN_INLINE Vec16Avx512 widen(const Half& half) {
+        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half.reg), 16))};
     }
 
     TOKEN_INLINE void store(float* to, int n) const {
@@ -35,17 +68,14 @@ struct Vec16Avx512 {
             _mm512_mask_storeu_ps(to, mask(n), reg);
         }
     }
-    TOKEN_INLINE void store_bf16(uint16_t* to, int n) const {
-        const __m256i half = narrow();
+    static TOKEN_INLINE void store_half(uint16_t* to, int n, const Half& half) {
         if (n == kLanes) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half.reg);
         } else {
-            _mm256_mask_storeu_epi16(to, mask(n), half);
+            _mm256_mask_storeu_epi16(to, mask(n), half.reg);
         }
     }
-    TOKEN_INLINE Vec16Avx512 rounded_to_bf16() const {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(rounded_bits(), 16))};
-    }
+    TOKEN_INLINE Half narrow() const { return {Narrowing::narrow(reg)}; }
 
     friend TOKEN_INLINE Vec16Avx512 operator+(const Vec16Avx512& a, const Vec16Avx512& b) {
         return {_mm512_add_ps(a.reg, b.reg)};
@@ -56,23 +86,6 @@ struct Vec16Avx512 {
 
   private:
     static TOKEN_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
-
-    static TOKEN_INLINE Vec16Avx512 widen(__m256i half) {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
-    }
-
-    // The bf16 bits in the low half of each 32-bit lane.
-    TOKEN_INLINE __m512i rounded_bits() const {
-        const __m512i bits = _mm512_castps_si512(reg);
-        const __m512i lowest_kept =
-            _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded =
-            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
-        const __mmask16 is_nan = _mm512_cmp_ps_mask(reg, reg, _CMP_UNORD_Q);
-        return _mm512_mask_mov_epi32(
-            _mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0));
-    }
-    TOKEN_INLINE __m256i narrow() const { return _mm512_cvtepi32_epi16(rounded_bits()); }
 };
 
 }  // namespace token::norm

@@ -13,6 +13,10 @@ struct Vec16Scalar {
     static constexpr int kLanes = 16;
     float lane[kLanes];
 
+    struct Half {  // bf16
+        uint16_t lane[kLanes];
+    };
+
     static TOKEN_INLINE Vec16Scalar broadcast(float value) {
         Vec16Scalar v;
         for (int i = 0; i < kLanes; ++i) {
@@ -29,10 +33,17 @@ struct Vec16Scalar {
         }
         return v;
     }
-    static TOKEN_INLINE Vec16Scalar load_bf16(const uint16_t* from, int n) {
-        Vec16Scalar v = broadcast(0.0f);
+    static TOKEN_INLINE Half load_half(const uint16_t* from, int n) {
+        Half half{};
         for (int i = 0; i < n; ++i) {
-            const uint32_t bits = uint32_t{from[i]} << 16;
+            half.lane[i] = from[i];
+        }
+        return half;
+    }
+    static TOKEN_INLINE Vec16Scalar widen(const Half& half) {
+        Vec16Scalar v;
+        for (int i = 0; i < kLanes; ++i) {
+            const uint32_t bits = uint32_t{half.lane[i]} << 16;
             std::memcpy(&v.lane[i], &bits, sizeof(bits));
         }
         return v;
@@ -43,19 +54,18 @@ struct Vec16Scalar {
             to[i] = lane[i];
         }
     }
-    // Round to nearest even, denormals kept, every NaN as 0x7fc0 (as torch does).
-    TOKEN_INLINE void store_bf16(uint16_t* to, int n) const {
+    static TOKEN_INLINE void store_half(uint16_t* to, int n, const Half& half) {
         for (int i = 0; i < n; ++i) {
-            to[i] = round_lane(lane[i]);
+            to[i] = half.lane[i];
         }
     }
-    TOKEN_INLINE Vec16Scalar rounded_to_bf16() const {
-        Vec16Scalar v;
+    // Round to nearest even, denormals kept, every NaN as 0x7fc0 (as torch does).
+    TOKEN_INLINE Half narrow() const {
+        Half half;
         for (int i = 0; i < kLanes; ++i) {
-            const uint32_t bits = uint32_t{round_lane(lane[i])} << 16;
-            std::memcpy(&v.lane[i], &bits, sizeof(bits));
+            half.lane[i] = round_lane(lane[i]);
         }
-        return v;
+        return half;
     }
 
     friend TOKEN_INLINE Vec16Scalar operator+(const Vec16Scalar& a, const Vec16Scalar& b) {
