@@ -1,4 +1,5 @@
-# The native module as Python sees it; a test compares the two. The nested classes stand for submodules.
+# The native module as Python sees it; a test compares the two. Nested classes stand for
+# submodules.
 from collections.abc import Sequence
 
 class fabric:

@@ -14,6 +14,7 @@ from tokenfabric.errors import (
     TokenFabricError,
     TopologyError,
 )
+from tokenfabric.lazy import load
 
 if TYPE_CHECKING:
     from tokenfabric.symmetric import SymmetricBuffer
@@ -41,11 +42,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return load(__name__, name, _LAZY)
 
 
 def __dir__() -> list[str]:

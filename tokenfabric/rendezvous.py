@@ -27,7 +27,7 @@ from tokenfabric.errors import MismatchError, TopologyError
 _MAGIC = b"tokenfabric-1"
 _PATH_BYTES = 108  # of a Unix socket address
 _CORE_BYTES = 256  # bit i: the rank may run on core i
-_CARD = struct.Struct(f"<16s 16s Q q q {_CORE_BYTES}s {_PATH_BYTES}s")
+_CARD = struct.Struct(f"<16s 16s Q q q q {_CORE_BYTES}s {_PATH_BYTES}s")
 _FOLDER_PREFIX = "tokenfabric-meeting-"
 
 
@@ -37,6 +37,8 @@ class MeshSettings:
 
     partial_bytes: int
     staging_bytes: int
+    num_threads: int
+    """Threads each rank was given or takes: plans depend on whether all of them have cores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,16 +67,21 @@ class _Card:
             self.nonce,
             self.settings.partial_bytes,
             self.settings.staging_bytes,
+            self.settings.num_threads,
             sum(1 << core for core in self.cores).to_bytes(_CORE_BYTES, "little"),
             self.path.encode(),
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> "_Card":
-        magic, host, nonce, partial_bytes, staging_bytes, core_bits, path = _CARD.unpack(data)
+        magic, host, nonce, partial_bytes, staging_bytes, num_threads, core_bits, path = (
+            _CARD.unpack(data)
+        )
         if magic.rstrip(b"\0") != _MAGIC:
             raise MismatchError(f"a rank runs another version of tokenfabric: it said {magic!r}")
-        settings = MeshSettings(partial_bytes=partial_bytes, staging_bytes=staging_bytes)
+        settings = MeshSettings(
+            partial_bytes=partial_bytes, staging_bytes=staging_bytes, num_threads=num_threads
+        )
         return cls(
             host=host,
             nonce=nonce,
@@ -126,7 +133,7 @@ def _check(cards: list[_Card], rank: int) -> None:
         if card.settings != cards[rank].settings:
             raise MismatchError(
                 f"rank {rank} asks for {cards[rank].settings}, rank {peer} for {card.settings}: "
-                "workspace sizes must be equal on all ranks",
+                "these must be equal on all ranks",
                 rank=rank,
                 peer_rank=peer,
                 operation="init",
@@ -172,4 +179,4 @@ def _all_gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)
-    return [tensor.numpy().tobytes() for tensor in gathered]
+    return [bytes(tensor.tolist()) for tensor in gathered]

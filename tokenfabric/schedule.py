@@ -88,7 +88,7 @@ class Schedule:
             stuck = sorted(set(range(len(self.stages))) - set(order))
             names = ", ".join(f"{index} ({self.stages[index].op})" for index in stuck[:6])
             raise ScheduleError(
-                f"{len(stuck)} stage(s) wait for each other in a circle, or for one that does: {names}"
+                f"{len(stuck)} stage(s) wait in a circle, or for one that does: {names}"
             )
         return tuple(order)
 

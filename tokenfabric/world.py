@@ -65,7 +65,7 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
         raise TopologyError(
             f"device {device!r} is not available: this version runs on CPUs. Use 'cpu' or 'auto'."
         )
-    _check_timeout(timeout_s)
+    _check(timeout_s, num_threads)
     if dist.is_initialized():
         return World.from_group(dist.group.WORLD, timeout_s=timeout_s, num_threads=num_threads)
     if env.rank_info_from_env() is None:
@@ -101,7 +101,7 @@ class World:
         owns_group: bool = False,
     ) -> None:
         """Collective over `group`. Use `tokenfabric.init` or `World.from_group`."""
-        _check_timeout(timeout_s)
+        _check(timeout_s, num_threads)
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
@@ -112,13 +112,19 @@ class World:
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
         self._isa = env.isa()
         self.row_kernels = native.weave.choose_row_kernels(self._isa)
-        settings = MeshSettings(partial_bytes=_PARTIAL_BYTES, staging_bytes=_STAGING_BYTES)
+        settings = MeshSettings(
+            partial_bytes=_PARTIAL_BYTES,
+            staging_bytes=_STAGING_BYTES,
+            num_threads=num_threads or torch.get_num_threads(),
+        )
         mesh: native.fabric.Mesh | None = None
         cores_of_rank: tuple[tuple[int, ...], ...] = (topology.usable_cores(),)
         if group is not None and self.size > 1:
             meeting = connect(group, settings, timeout_s)
             mesh, cores_of_rank = meeting.mesh, meeting.cores_of_rank
-        self.num_threads = num_threads or _default_threads(cores_of_rank)
+        self.num_threads = num_threads or topology.default_threads(
+            cores_of_rank, torch.get_num_threads()
+        )
         self.placement = topology.HostPlacement(
             rank=self.rank, cores_of_rank=cores_of_rank, num_threads=self.num_threads
         )
@@ -194,7 +200,7 @@ class World:
         usable = ", ".join(native.weave.usable_row_kernels())
         crowd = "more threads than cores" if place.is_oversubscribed else "every thread has a core"
         pinned = "no core is shared" if place.is_pinned else "not pinned: ranks share cores"
-        cores = _format_cores(place.cores_of_rank[self.rank])
+        cores = topology.format_cores(place.cores_of_rank[self.rank])
         transport = (
             f"shared memory (memfd), all {self.size} ranks are on this host"
             if self.size > 1
@@ -230,6 +236,8 @@ class World:
         for buffer in list(self._buffers):
             buffer.close()
         self._comm = None
+        if _worlds.get(self.group_name) is self:
+            del _worlds[self.group_name]
         if self._owns_group and dist.is_initialized():
             self._owns_group = False
             dist.destroy_process_group()
@@ -259,14 +267,11 @@ def _register(world: World) -> str:
     return name
 
 
-def _check_timeout(timeout_s: float) -> None:
+def _check(timeout_s: float, num_threads: int | None) -> None:
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(f"a rank needs at least one thread, got num_threads={num_threads}")
     if not timeout_s > 0:
         raise ConfigError(f"timeout_s must be positive, got {timeout_s}: every wait has a deadline")
-
-
-def _default_threads(cores_of_rank: tuple[tuple[int, ...], ...]) -> int:
-    share = len(set().union(*cores_of_rank)) // len(cores_of_rank)
-    return max(1, min(torch.get_num_threads(), share))
 
 
 def _process_group_of(group: "dist.ProcessGroup | DeviceMesh | None") -> dist.ProcessGroup:
@@ -280,14 +285,3 @@ def _process_group_of(group: "dist.ProcessGroup | DeviceMesh | None") -> dist.Pr
             f"{group.mesh_dim_names}: pass mesh['name of the axis']"
         )
     return group.get_group()
-
-
-def _format_cores(cores: tuple[int, ...]) -> str:
-    """Return (0, 1, 2, 5) as "0-2,5"."""
-    spans: list[list[int]] = []
-    for core in cores:
-        if spans and core == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], core]
-        else:
-            spans.append([core])
-    return ",".join("-".join(str(end) for end in span) for span in spans)

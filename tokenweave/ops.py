@@ -20,14 +20,8 @@ from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenweave import checks, torch_ops
 from tokenweave.native_call import PreparedReduction, address
-from tokenweave.plan import (
-    Algorithm,
-    Output,
-    ReductionPlan,
-    ResidualLayout,
-    plan_reduction,
-    split_rows,
-)
+from tokenweave.plan import Algorithm, Output, ResidualLayout
+from tokenweave.plan_on_world import flat_rows, plan_on, residual_shape
 from tokenweave.shared_output import SharedOutput
 
 if TYPE_CHECKING:
@@ -93,9 +87,9 @@ def allreduce_rmsnorm(
         )  # fmt: skip
     num_tokens, hidden = checks.activation("x_partial", x_partial)
     output: Output = "shared" if isinstance(out, SharedOutput) else "private"
-    plan = _plan(world, x_partial, num_tokens, hidden, algorithm, output, residual_layout)
-    residual_shape = _residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
-    checks.like("residual", residual, residual_shape, x_partial.dtype)
+    plan = plan_on(world, x_partial.dtype, num_tokens, hidden, algorithm, output, residual_layout)
+    rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
+    checks.like("residual", residual, rows_shape, x_partial.dtype)
     checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
     checks.vector("bias", bias, hidden, (x_partial.dtype,))
     checks.no_gradient(x_partial=x_partial, residual=residual, weight=weight, bias=bias)
@@ -104,7 +98,7 @@ def allreduce_rmsnorm(
     else:
         normed = checks.output("out", out, x_partial.shape, x_partial.dtype)
         normed_address = address(normed)
-    residual_out = checks.output("residual_out", residual_out, residual_shape, x_partial.dtype)
+    residual_out = checks.output("residual_out", residual_out, rows_shape, x_partial.dtype)
     reduction = PreparedReduction(
         world,
         plan,
@@ -131,6 +125,7 @@ def all_reduce(
 
     Args:
         x: any shape, bfloat16 or float32, contiguous.
+        world: the ranks to sum over.
         out: where the sum goes; may be x.
         algorithm: see `allreduce_rmsnorm`.
     """
@@ -138,8 +133,8 @@ def all_reduce(
         return torch.ops.tokenweave.all_reduce(x, algorithm, world.group_name)
     checks.tensor("x", x)
     checks.no_gradient(x=x)
-    num_rows, row_elems = _flat_rows(x)
-    plan = _plan(world, x, num_rows, row_elems, algorithm, "private", "replicated", False)
+    num_rows, row_elems = flat_rows(x)
+    plan = plan_on(world, x.dtype, num_rows, row_elems, algorithm, "private", "replicated", False)
     out = checks.output("out", out, x.shape, x.dtype)
     reduction = PreparedReduction(
         world,
@@ -160,14 +155,15 @@ def reduce_scatter(
 
     Args:
         x: [..., hidden] bfloat16 or float32, contiguous.
+        world: the ranks to sum over.
         out: [rows of this rank, hidden] as `tokenweave.plan.split_rows` deals them.
     """
     if torch.compiler.is_compiling() and out is None:
         return torch.ops.tokenweave.reduce_scatter(x, world.group_name)
     num_tokens, hidden = checks.activation("x", x)
     checks.no_gradient(x=x)
-    plan = _plan(world, x, num_tokens, hidden, "auto", "own_rows", "replicated", False)
-    shape = _residual_shape(x, world, num_tokens, hidden, "row_sharded")
+    plan = plan_on(world, x.dtype, num_tokens, hidden, "auto", "own_rows", "replicated", False)
+    shape = residual_shape(x, world, num_tokens, hidden, "row_sharded")
     out = checks.output("out", out, shape, x.dtype)
     reduction = PreparedReduction(
         world,
@@ -193,6 +189,7 @@ def all_gather(
 
     Args:
         x: this rank's part, any dtype, contiguous; the other dimensions are equal on all ranks.
+        world: the ranks whose parts are joined.
         dim: 0, or -1 for the last.
         sizes: extent along `dim` on every rank; None when all are equal. Parts may be empty.
         out: where the result goes.
@@ -225,7 +222,13 @@ def all_gather(
 
 
 def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
-    """Overwrite x on every rank with rank `src`'s and return it. Any dtype, contiguous."""
+    """Overwrite x on every rank of `world` with rank `src`'s and return it.
+
+    Args:
+        x: any dtype and shape, contiguous.
+        world: the ranks that take part.
+        src: the rank whose values are kept.
+    """
     if torch.compiler.is_compiling():
         torch.ops.tokenweave.broadcast_(x, src, world.group_name)
         return x
@@ -253,49 +256,3 @@ def partial_sum_buffer(
     workspace = comm.workspace(world.rank)
     flat = torch.frombuffer(workspace, dtype=dtype, count=count, offset=comm.partial_offset())
     return flat.view(num_tokens, hidden)
-
-
-# Elements of one row of a tensor that is reduced without a norm: its shape does not matter there.
-_FLAT_ROW = 512
-
-
-def _plan(
-    world: "World",
-    x: torch.Tensor,
-    num_tokens: int,
-    hidden: int,
-    algorithm: Algorithm,
-    output: Output,
-    residual_layout: ResidualLayout,
-    has_residual: bool = True,
-) -> ReductionPlan:
-    try:
-        return plan_reduction(
-            num_tokens=num_tokens,
-            hidden=hidden,
-            element_size=x.dtype.itemsize,
-            world_size=world.size,
-            staging_bytes=world.comm.staging_bytes,
-            algorithm=algorithm,
-            output=output,
-            residual_layout=residual_layout,
-            has_residual=has_residual,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _residual_shape(
-    x: torch.Tensor, world: "World", num_tokens: int, hidden: int, layout: ResidualLayout
-) -> torch.Size:
-    if layout == "replicated":
-        return x.shape
-    start, stop = split_rows(num_tokens, world.size)[world.rank]
-    return torch.Size((stop - start, hidden))
-
-
-def _flat_rows(x: torch.Tensor) -> tuple[int, int]:
-    """Cut a tensor of any shape into rows: equal ones if its size allows, else one element each."""
-    count = x.numel()
-    row_elems = math.gcd(count, _FLAT_ROW) if count else 1
-    return count // row_elems, row_elems

@@ -11,7 +11,9 @@ ResidualLayout = Literal["replicated", "row_sharded"]
 
 # Below this many bytes of partial sum, adding all ranks' rows everywhere costs less than the second
 # barrier and the exchange of results (measured on CPU ranks, see benchmarks/results).
-ONE_SHOT_MAX_BYTES = 64 << 10
+ONE_SHOT_MAX_BYTES = 16 << 10
+# The same where ranks share cores: a barrier then costs scheduler slices, not cache misses.
+ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED = 256 << 10
 # A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
 BLOCK_BYTES = 512 << 10
 
@@ -65,6 +67,7 @@ def plan_reduction(
     output: Output = "private",
     residual_layout: ResidualLayout = "replicated",
     has_residual: bool = True,
+    is_oversubscribed: bool = False,
 ) -> ReductionPlan:
     """Choose algorithm and block size. The same on every rank, since all arguments are.
 
@@ -73,6 +76,7 @@ def plan_reduction(
             each.
         staging_bytes: size of one staging slot of the world.
         algorithm: "auto", or what the caller insists on.
+        is_oversubscribed: whether the ranks have more threads than cores.
         has_residual: whether the sum is kept beside the result (not in a plain all-reduce).
 
     Raises:
@@ -88,7 +92,13 @@ def plan_reduction(
             raise ValueError(f"{name} must be one of {options}, got {chosen_option!r}")
     row_bytes = hidden * element_size
     chosen, reason = _choose_algorithm(
-        num_tokens * row_bytes, world_size, algorithm, output, residual_layout, has_residual
+        num_tokens * row_bytes,
+        world_size,
+        algorithm,
+        output,
+        residual_layout,
+        has_residual,
+        ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED if is_oversubscribed else ONE_SHOT_MAX_BYTES,
     )
     # Two-shot stages a block for each peer, and its own results, out and residual, on the way back.
     rows_per_block_row = 1 if chosen == "one_shot" else max(world_size - 1, 2)
@@ -116,6 +126,7 @@ def _choose_algorithm(
     output: Output,
     residual_layout: ResidualLayout,
     has_residual: bool,
+    one_shot_max_bytes: int,
 ) -> tuple[Literal["one_shot", "two_shot"], str]:
     needs_two_shot = output != "private" or (residual_layout == "row_sharded" and world_size > 1)
     if algorithm == "one_shot" and needs_two_shot:
@@ -133,6 +144,6 @@ def _choose_algorithm(
         return "two_shot", f"{output} output and {residual_layout} residual need row owners"
     if world_size == 1:
         return "one_shot", "a single rank"
-    if num_bytes <= ONE_SHOT_MAX_BYTES:
-        return "one_shot", f"{num_bytes} bytes are at most {ONE_SHOT_MAX_BYTES}"
-    return "two_shot", f"{num_bytes} bytes are more than {ONE_SHOT_MAX_BYTES}"
+    if num_bytes <= one_shot_max_bytes:
+        return "one_shot", f"{num_bytes} bytes are at most {one_shot_max_bytes}"
+    return "two_shot", f"{num_bytes} bytes are more than {one_shot_max_bytes}"

@@ -25,7 +25,8 @@ std::vector<std::byte*> data_of(const std::vector<std::shared_ptr<Segment>>& seg
     return bases;
 }
 
-// A rank that is lost to an allocation is lost to the collectives too: the group breaks on all ranks.
+// A rank that is lost to an allocation is lost to the collectives too: the group breaks on all
+// ranks.
 template <class Allocate>
 auto breaking_on_loss(comm::HostGroup& group, const Allocate& allocate) {
     if (const auto verdict = group.verdict()) {

@@ -113,10 +113,19 @@ void HostGroup::abort(VerdictKind kind, int blamed) {
                           static_cast<uint8_t>(rank()),
                           static_cast<uint8_t>(blamed),
                           barrier_.epoch()};
+    uint64_t word = verdict.pack();
+    const auto set_if_none = [&](int target) {
+        uint64_t found = 0;
+        const bool is_first = std::atomic_ref<uint64_t>(header(target).verdict)
+                                  .compare_exchange_strong(found, word, std::memory_order_acq_rel);
+        return is_first ? word : found;
+    };
+    // A verdict that has reached this rank is the one to pass on: whoever reached it may still be
+    // on the way to the others, who must not be told a consequence (this rank leaving) instead of
+    // the cause.
+    word = set_if_none(rank());
     for (int target = 0; target < size(); ++target) {
-        uint64_t none = 0;
-        std::atomic_ref<uint64_t>(header(target).verdict)
-            .compare_exchange_strong(none, verdict.pack(), std::memory_order_acq_rel);
+        set_if_none(target);
         for (int source = 0; source < size(); ++source) {
             futex_wake_all(&peer_lines_[target][source].value);
         }

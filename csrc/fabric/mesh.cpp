@@ -1,5 +1,6 @@
 #include "mesh.hpp"
 
+#include "socket_wait.hpp"
 #include "token/common/check.hpp"
 
 #include <cerrno>
@@ -17,8 +18,6 @@ namespace token::fabric {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // First message on every connection.
 struct Hello {
     uint64_t magic;
@@ -27,29 +26,6 @@ struct Hello {
     int32_t size;
 };
 constexpr uint64_t kHelloMagic = 0x6e656b6f74206968;
-
-Clock::time_point deadline_after(double timeout_s) {
-    return Clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(timeout_s * 1e9));
-}
-
-// True when fd is readable; false at the deadline.
-bool wait_readable(int fd, Clock::time_point deadline) {
-    while (true) {
-        const auto left =
-            std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
-        pollfd entry{fd, POLLIN, 0};
-        const int ready = ::poll(&entry, 1, static_cast<int>(std::max<int64_t>(left, 0)));
-        if (ready > 0) {
-            return true;
-        }
-        if (ready == 0) {
-            return false;
-        }
-        if (errno != EINTR) {
-            throw_system_failure("poll on a peer's socket failed");
-        }
-    }
-}
 
 sockaddr_un address_of(const std::string& path) {
     sockaddr_un address{};
@@ -205,191 +181,6 @@ std::vector<int> Mesh::dead_peers() const {
         }
     }
     return dead;
-}
-
-// What a rank offers to a collective allocation: a segment (its fd rides along), nothing, or its
-// failure.
-struct Mesh::Offer {
-    uint64_t sequence = 0;
-    int64_t num_bytes = 0;
-    int32_t owner = -1;  // -1: every rank brings a segment
-    int32_t failed = 0;
-    char reason[240] = {};
-};
-
-namespace {
-
-template <class Offer>
-void send_offer(int socket, const Offer& offer, int fd) {
-    iovec data{const_cast<Offer*>(&offer), sizeof(offer)};
-    msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    if (fd >= 0) {
-        message.msg_control = control;
-        message.msg_controllen = sizeof(control);
-        cmsghdr* header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof(int));
-        std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
-    }
-    // A peer that is gone is found by the receive that follows, which can name it.
-    (void)::sendmsg(socket, &message, MSG_NOSIGNAL);
-}
-
-// False at end of file.
-template <class Offer>
-bool receive_offer(int socket, Offer& offer, UniqueFd& fd) {
-    iovec data{&offer, sizeof(offer)};
-    msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    const ssize_t received = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); received > 0 && header != nullptr;
-         header = CMSG_NXTHDR(&message, header)) {
-        if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-            int passed = -1;
-            std::memcpy(&passed, CMSG_DATA(header), sizeof(int));
-            fd = UniqueFd(passed);
-        }
-    }
-    return received == static_cast<ssize_t>(sizeof(offer));
-}
-
-}  // namespace
-
-std::vector<UniqueFd> Mesh::exchange(const Offer& mine, int fd, double timeout_s) {
-    for (int peer = 0; peer < size_; ++peer) {
-        if (peer != rank_) {
-            send_offer(peers_[peer].socket.get(), mine, fd);
-        }
-    }
-    const auto deadline = deadline_after(timeout_s);
-    const CommContext here{rank_, rank_, "allocate", static_cast<uint32_t>(mine.sequence)};
-    std::vector<Offer> offers(size_, mine);
-    std::vector<UniqueFd> fds(size_);
-    // All offers are read before any is judged, so that every rank's sockets are in step
-    // afterwards.
-    for (int peer = 0; peer < size_; ++peer) {
-        if (peer == rank_) {
-            continue;
-        }
-        CommContext there = here;
-        there.peer_rank = peer;
-        if (!wait_readable(peers_[peer].socket.get(), deadline)) {
-            throw CommTimeout(concat("rank ",
-                                     peer,
-                                     " did not take part in a collective allocation of ",
-                                     mine.num_bytes,
-                                     " bytes within ",
-                                     timeout_s,
-                                     " s; this is rank ",
-                                     rank_),
-                              there);
-        }
-        if (!receive_offer(peers_[peer].socket.get(), offers[peer], fds[peer])) {
-            throw PeerLost(concat("rank ",
-                                  peer,
-                                  " went away during a collective allocation; this is rank ",
-                                  rank_),
-                           there);
-        }
-    }
-    for (int peer = 0; peer < size_; ++peer) {
-        const Offer& offer = offers[peer];
-        if (offer.sequence != mine.sequence || offer.num_bytes != mine.num_bytes ||
-            offer.owner != mine.owner) {
-            CommContext there = here;
-            there.peer_rank = peer;
-            throw CallMismatch(concat("rank ",
-                                      rank_,
-                                      " allocates ",
-                                      mine.num_bytes,
-                                      " bytes (call ",
-                                      mine.sequence,
-                                      ") but rank ",
-                                      peer,
-                                      " allocates ",
-                                      offer.num_bytes,
-                                      " bytes (call ",
-                                      offer.sequence,
-                                      "). Every rank must allocate the same, in the same order."),
-                               there);
-        }
-    }
-    for (int peer = 0; peer < size_; ++peer) {
-        if (offers[peer].failed != 0) {
-            throw InvalidArgument(concat("rank ", peer, ": ", offers[peer].reason));
-        }
-    }
-    return fds;
-}
-
-namespace {
-
-template <class Offer>
-void set_failure(Offer& offer, const char* reason) {
-    offer.failed = 1;
-    std::strncpy(offer.reason, reason, sizeof(offer.reason) - 1);
-}
-
-}  // namespace
-
-std::vector<std::shared_ptr<Segment>> Mesh::allocate(int64_t num_bytes, double timeout_s) {
-    Offer offer;
-    offer.sequence = ++sequence_;
-    offer.num_bytes = num_bytes;
-    UniqueFd own;
-    try {
-        own = Segment::create(num_bytes, size_);
-    } catch (const std::exception& error) {
-        set_failure(offer, error.what());
-    }
-    std::vector<UniqueFd> fds = exchange(offer, own.get(), timeout_s);
-    fds[rank_] = std::move(own);
-    std::vector<std::shared_ptr<Segment>> segments;
-    try {
-        for (const UniqueFd& fd : fds) {
-            segments.push_back(Segment::map(fd.get(), num_bytes, Access::kReadWrite));
-        }
-    } catch (const std::exception& error) {
-        set_failure(offer, error.what());
-    }
-    exchange(offer, -1, timeout_s);  // a mapping that failed on one rank fails on all
-    return segments;
-}
-
-Mesh::SharedSegment Mesh::allocate_shared(int64_t num_bytes, int owner, double timeout_s) {
-    Offer offer;
-    offer.sequence = ++sequence_;
-    offer.num_bytes = num_bytes;
-    offer.owner = owner;
-    UniqueFd own;
-    if (rank_ == owner) {
-        try {
-            own = Segment::create(num_bytes, 1);
-        } catch (const std::exception& error) {
-            set_failure(offer, error.what());
-        }
-    }
-    std::vector<UniqueFd> fds = exchange(offer, own.get(), timeout_s);
-    if (rank_ == owner) {
-        fds[rank_] = std::move(own);
-    }
-    SharedSegment shared;
-    try {
-        shared.writable = Segment::map(fds[owner].get(), num_bytes, Access::kReadWrite);
-        shared.readable = Segment::map(fds[owner].get(), num_bytes, Access::kReadOnly);
-    } catch (const std::exception& error) {
-        set_failure(offer, error.what());
-    }
-    exchange(offer, -1, timeout_s);
-    return shared;
 }
 
 }  // namespace token::fabric

@@ -11,6 +11,8 @@
 
 namespace token::fabric {
 
+struct Offer;
+
 // A listening socket in a private directory. The path exists only from here until the mesh stands
 // (or this object dies): a file-system name, unlike an abstract one, has permissions.
 class Listener {
@@ -66,7 +68,6 @@ class Mesh {
         int pid = 0;
     };
 
-    struct Offer;
     std::vector<UniqueFd> exchange(const Offer& mine, int fd, double timeout_s);
 
     int rank_;

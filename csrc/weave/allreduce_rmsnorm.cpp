@@ -1,4 +1,5 @@
-// All-reduce + bias + residual + RMSNorm over shared memory.
+// All-reduce + bias + residual + RMSNorm over shared memory. One file because both algorithms share
+// where inputs are found, how rows are reduced and which slots may be written when.
 //
 // One-shot: rows pass through a staging slot of every rank; each rank reduces all of them. One
 // barrier per block, and none at the end: the slots alternate, so a slow peer may still read this
