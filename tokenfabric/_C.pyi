@@ -104,6 +104,7 @@ class weave:
         algorithm: int,
         output: int,
         block_rows: int,
+        is_streaming: bool,
     ) -> None: ...
     @staticmethod
     def all_gather(

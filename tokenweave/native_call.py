@@ -55,6 +55,7 @@ class PreparedReduction:
                 weave.ONE_SHOT if plan.algorithm == "one_shot" else weave.TWO_SHOT,
                 NATIVE_OUTPUT[plan.output],
                 plan.block_rows,
+                plan.is_streaming,
             ),
         )
 

@@ -241,13 +241,18 @@ def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
 def partial_sum_buffer(
     world: "World", num_tokens: int, hidden: int, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Return shared memory [num_tokens, hidden] for a block's last GEMM to write its partial sum
-    into.
+    """Return shared memory into which a block's last GEMM can write its partial sum.
 
     The next `allreduce_rmsnorm` or `all_reduce` of the world that gets exactly this tensor reads it
     without a copy. Valid for one use: ask again for every reduction, and do not keep results in it.
-    None when it does not fit. Not collective, but a partial sum must lie in such memory on all
-    ranks or on none.
+    Not collective, but a partial sum must lie in such memory on all ranks or on none.
+
+    Args:
+        world: whose next reduction reads it.
+        num_tokens, hidden, dtype: what the partial sum is.
+
+    Returns:
+        [num_tokens, hidden], or None when it does not fit or the world has one rank.
     """
     comm = world.comm
     count = num_tokens * hidden

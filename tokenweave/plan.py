@@ -16,6 +16,9 @@ ONE_SHOT_MAX_BYTES = 16 << 10
 ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED = 256 << 10
 # A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
 BLOCK_BYTES = 512 << 10
+# A result of this size has left the caches (32 MiB of L3 that the ranks share) before the next block
+# reads it, and writing it through them would read every line from memory first.
+STREAMING_MIN_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,8 @@ class ReductionPlan:
     """Rows that pass through staging at a time: of the tensor (one_shot), of each rank's share
     (two_shot).
     """
+    is_streaming: bool
+    """Whether the result is written around the caches, too small to keep it for its reader."""
     reason: str
     """Why this algorithm."""
 
@@ -41,6 +46,7 @@ class ReductionPlan:
         return (
             f"{self.algorithm} ({self.reason}), {self.output} output, {self.residual_layout} "
             f"residual, blocks of {self.block_rows} rows"
+            f"{', streaming stores' if self.is_streaming else ''}"
         )
 
 
@@ -115,6 +121,7 @@ def plan_reduction(
         output=output,
         residual_layout=residual_layout,
         block_rows=block_rows,
+        is_streaming=num_tokens * row_bytes >= STREAMING_MIN_BYTES,
         reason=reason,
     )
 

@@ -63,7 +63,8 @@ void bind_weave(py::module_& module) {
            bool residual_is_sharded,
            int algorithm,
            int output,
-           int64_t block_rows) {
+           int64_t block_rows,
+           bool is_streaming) {
             AllReduceRmsNormParams params;
             params.x = as_pointer(x);
             params.residual = as_pointer(residual);
@@ -82,6 +83,7 @@ void bind_weave(py::module_& module) {
             params.plan.algorithm = static_cast<weave::Algorithm>(algorithm);
             params.plan.output = static_cast<weave::Output>(output);
             params.plan.block_rows = block_rows;
+            params.plan.is_streaming = is_streaming;
             weave::allreduce_rmsnorm(comm.group(), kernels, params);
         },
         py::arg("comm"),
@@ -103,6 +105,7 @@ void bind_weave(py::module_& module) {
         py::arg("algorithm"),
         py::arg("output"),
         py::arg("block_rows"),
+        py::arg("is_streaming"),
         NoGil());
 
     module.def(

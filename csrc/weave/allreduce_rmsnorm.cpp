@@ -37,6 +37,7 @@ class Reduction {
     Reduction(HostGroup& group, const RowKernels& kernels, const AllReduceRmsNormParams& params)
         : group_(group),
           params_(params),
+          kernels_(kernels),
           kernel_(kernels.pick(params.dtype, params.weight_dtype)),
           row_bytes_(params.hidden * element_bytes(params.dtype)),
           own_(split_rows(params.rows, group.size(), group.rank())),
@@ -250,6 +251,7 @@ class Reduction {
             args.weight = params_.weight;
             args.weight_offset = params_.weight_offset;
             args.eps = params_.eps;
+            args.is_streaming = params_.plan.is_streaming;
             args.scratch = scratch_ ? scratch_.get() + thread * params_.hidden : nullptr;
             const bool own_rows_only = is_two_shot && params_.plan.output == Output::kOwnRows;
             // Without a norm or a bias the elements do not know of rows: one call for all.
@@ -271,6 +273,9 @@ class Reduction {
                 }
                 kernel_(args);
             }
+            if (params_.plan.is_streaming) {
+                kernels_.end_streaming();
+            }
         });
     }
 
@@ -288,18 +293,29 @@ class Reduction {
                 share_block(split_rows(params_.rows, group_.size(), rank), index, block);
             const std::byte* staging = group_.staging_out(rank, static_cast<int>(index & 1));
             const int64_t num_bytes = rows.count() * row_bytes_;
-            copy_parallel(group_.threads(), offset(params_.out, rows.start), staging, num_bytes);
+            deliver(offset(params_.out, rows.start), staging, num_bytes);
             if (residual_travels()) {
-                copy_parallel(group_.threads(),
-                              offset(params_.residual_out, rows.start),
-                              staging + num_bytes,
-                              num_bytes);
+                deliver(offset(params_.residual_out, rows.start), staging + num_bytes, num_bytes);
             }
         }
     }
 
+    void deliver(void* to, const void* from, int64_t num_bytes) {
+        if (!params_.plan.is_streaming) {
+            copy_parallel(group_.threads(), to, from, num_bytes);
+            return;
+        }
+        group_.threads().parallel_for(num_bytes, kMinBytesPerThread, [&](int, RowRange range) {
+            kernels_.copy_streaming(static_cast<std::byte*>(to) + range.start,
+                                    static_cast<const std::byte*>(from) + range.start,
+                                    range.count());
+            kernels_.end_streaming();
+        });
+    }
+
     HostGroup& group_;
     const AllReduceRmsNormParams& params_;
+    const RowKernels& kernels_;
     const RowKernel kernel_;
     const int64_t row_bytes_;
     const RowRange own_;

@@ -29,6 +29,9 @@ struct ReductionPlan {
     // Rows per block through the staging slots: of the whole tensor (one-shot) or of each rank's
     // share (two-shot).
     int64_t block_rows = 1;
+    // Write the private result around the cache: for results that no cache could keep for their
+    // reader.
+    bool is_streaming = false;
 };
 
 struct AllReduceRmsNormParams {

@@ -16,6 +16,9 @@ struct RowKernels {
     RowKernel float32;
     RowKernel bfloat16;
     RowKernel bfloat16_weight_float32;
+    // For results larger than the caches: see ReductionPlan::is_streaming.
+    void (*copy_streaming)(void* to, const void* from, size_t num_bytes);
+    void (*end_streaming)();
 
     RowKernel pick(DType activation, DType weight) const {
         if (activation == DType::kFloat32) {

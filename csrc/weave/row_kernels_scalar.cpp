@@ -12,6 +12,10 @@ const RowKernels& row_kernels_scalar() {
         &norm::reduce_row<Vec, Float32, Float32>,
         &norm::reduce_row<Vec, BFloat16, BFloat16>,
         &norm::reduce_row<Vec, BFloat16, Float32>,
+        [](void* to, const void* from, size_t num_bytes) {
+            Vec::copy_streaming(to, from, num_bytes);
+        },
+        [] { Vec::end_streaming(); },
     };
     return kKernels;
 }

@@ -29,6 +29,7 @@ struct RowArgs {
     void* residual_out;   // [hidden] the sum before the norm; may be null, may be `residual`
     void* out_copy;       // second destination of out; may be null
     void* residual_copy;  // second destination of residual_out; may be null
+    bool is_streaming;    // out goes around the cache; the caller ends with end_streaming
 };
 
 // Element types. Packed is a vector rounded to the type, as it is stored.
@@ -51,6 +52,10 @@ struct Float32 {
     template <class Vec>
     static TOKEN_INLINE void store(void* base, int64_t index, int n, const Vec& packed) {
         packed.store(static_cast<float*>(base) + index, n);
+    }
+    template <class Vec>
+    static TOKEN_INLINE void store_streaming(void* base, int64_t index, const Vec& packed) {
+        packed.store_streaming(static_cast<float*>(base) + index);
     }
 };
 
@@ -77,6 +82,12 @@ struct BFloat16 {
                                    const typename Vec::Half& packed) {
         Vec::store_half(static_cast<uint16_t*>(base) + index, n, packed);
     }
+    template <class Vec>
+    static TOKEN_INLINE void store_streaming(void* base,
+                                             int64_t index,
+                                             const typename Vec::Half& packed) {
+        Vec::store_half_streaming(static_cast<uint16_t*>(base) + index, packed);
+    }
 };
 
 // kInputs: number of ranks where it is known to the compiler (a quarter of the time of a row is
@@ -84,7 +95,10 @@ struct BFloat16 {
 template <class Vec, class Act, class Weight, int kInputs>
 class RowReducer {
   public:
-    explicit TOKEN_INLINE RowReducer(const RowArgs& args) : args_(args) {
+    explicit TOKEN_INLINE RowReducer(const RowArgs& args)
+        : args_(args),
+          is_streaming_(args.is_streaming &&
+                        reinterpret_cast<uintptr_t>(args.out) % Vec::kStreamAlignment == 0) {
         for (int rank = 0; rank < kInputs; ++rank) {
             inputs_[rank] = args.inputs[rank];
         }
@@ -93,7 +107,7 @@ class RowReducer {
     TOKEN_INLINE void sum_only() const {
         for_each_vector([&](int64_t index, int n, int) {
             const Packed sum = Act::template pack<Vec>(reduced(index, n));
-            store_both(args_.out, args_.out_copy, index, n, sum);
+            store_out(index, n, sum);
             store_both(args_.residual_out, args_.residual_copy, index, n, sum);
         });
     }
@@ -119,7 +133,7 @@ class RowReducer {
         for_each_vector([&](int64_t index, int n, int) {
             const Vec weight = Weight::template load<Vec>(args_.weight, index, n) + offset;
             const Vec normed = (Vec::load(args_.scratch + index, n) * scale) * weight;
-            store_both(args_.out, args_.out_copy, index, n, Act::template pack<Vec>(normed));
+            store_out(index, n, Act::template pack<Vec>(normed));
         });
     }
 
@@ -166,6 +180,15 @@ class RowReducer {
         return sum;
     }
 
+    TOKEN_INLINE void store_out(int64_t index, int n, const Packed& packed) const {
+        if (is_streaming_ && n == kLanes) {
+            Act::template store_streaming<Vec>(args_.out, index, packed);
+            store_both(nullptr, args_.out_copy, index, n, packed);
+        } else {
+            store_both(args_.out, args_.out_copy, index, n, packed);
+        }
+    }
+
     static TOKEN_INLINE void store_both(
         void* first, void* second, int64_t index, int n, const Packed& packed) {
         if (first != nullptr) {
@@ -190,6 +213,7 @@ class RowReducer {
 
     // A copy: the compiler need not fear that a store through one of its pointers changes another.
     const RowArgs args_;
+    const bool is_streaming_;
     const void* inputs_[kInputs > 0 ? kInputs : 1];
 };
 

@@ -4,6 +4,7 @@
 
 #include "token/common/host_device.hpp"
 
+#include <cstddef>
 #include <cstdint>
 #include <immintrin.h>
 
@@ -60,6 +61,29 @@ struct Vec16Avx512 {
     static TOKEN_INLINE Vec16Avx512 widen(const Half& half) {
         return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half.reg), 16))};
     }
+
+    // Streaming stores write whole lines to memory without reading them first and leave the cache
+    // to others. `to` is a multiple of kStreamAlignment.
+    static constexpr int kStreamAlignment = 64;
+    TOKEN_INLINE void store_streaming(float* to) const { _mm512_stream_ps(to, reg); }
+    static TOKEN_INLINE void store_half_streaming(uint16_t* to, const Half& half) {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half.reg);
+    }
+    static TOKEN_INLINE void copy_streaming(void* to, const void* from, size_t num_bytes) {
+        auto* target = static_cast<unsigned char*>(to);
+        const auto* source = static_cast<const unsigned char*>(from);
+        const size_t head = -reinterpret_cast<uintptr_t>(to) % kStreamAlignment;
+        size_t done = head < num_bytes ? head : num_bytes;
+        __builtin_memcpy(target, source, done);
+        for (; done + 64 <= num_bytes; done += 64) {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(target + done),
+                                _mm512_loadu_si512(source + done));
+        }
+        __builtin_memcpy(target + done, source + done, num_bytes - done);
+    }
+    // Streaming stores are ordered by nothing but this fence: before it no signal may say that the
+    // result is there.
+    static TOKEN_INLINE void end_streaming() { _mm_sfence(); }
 
     TOKEN_INLINE void store(float* to, int n) const {
         if (n == kLanes) {

@@ -4,6 +4,7 @@
 
 #include "token/common/host_device.hpp"
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -48,6 +49,17 @@ struct Vec16Scalar {
         }
         return v;
     }
+
+    // Streaming stores go around the cache where the CPU can. This body has only the plain ones.
+    static constexpr int kStreamAlignment = 1;
+    TOKEN_INLINE void store_streaming(float* to) const { store(to, kLanes); }
+    static TOKEN_INLINE void store_half_streaming(uint16_t* to, const Half& half) {
+        store_half(to, kLanes, half);
+    }
+    static TOKEN_INLINE void copy_streaming(void* to, const void* from, size_t num_bytes) {
+        std::memcpy(to, from, num_bytes);
+    }
+    static TOKEN_INLINE void end_streaming() {}
 
     TOKEN_INLINE void store(float* to, int n) const {
         for (int i = 0; i < n; ++i) {
