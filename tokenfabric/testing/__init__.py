@@ -1,0 +1,1 @@
+"""For tests and benchmarks only: start ranks, judge numbers, poison memory, measure."""
