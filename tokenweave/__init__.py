@@ -1,0 +1,57 @@
+"""tokenweave: tensor-parallel inference with all-reduce, residual add and norm in one operation.
+
+Importing does no work: torch, transformers and the native module come with the first name used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tokenfabric.lazy import load
+
+if TYPE_CHECKING:
+    from tokenweave.config import WeaveConfig
+    from tokenweave.integrations import from_pretrained, parallelize, restore
+    from tokenweave.layers import FusedAllReduceRMSNorm
+    from tokenweave.ops import (
+        all_gather,
+        all_reduce,
+        allreduce_rmsnorm,
+        broadcast,
+        partial_sum_buffer,
+        reduce_scatter,
+    )
+
+__all__ = [
+    "FusedAllReduceRMSNorm",
+    "WeaveConfig",
+    "all_gather",
+    "all_reduce",
+    "allreduce_rmsnorm",
+    "broadcast",
+    "from_pretrained",
+    "parallelize",
+    "partial_sum_buffer",
+    "reduce_scatter",
+    "restore",
+]
+
+_LAZY = {
+    "FusedAllReduceRMSNorm": "tokenweave.layers",
+    "WeaveConfig": "tokenweave.config",
+    "all_gather": "tokenweave.ops",
+    "all_reduce": "tokenweave.ops",
+    "allreduce_rmsnorm": "tokenweave.ops",
+    "broadcast": "tokenweave.ops",
+    "from_pretrained": "tokenweave.integrations",
+    "parallelize": "tokenweave.integrations",
+    "partial_sum_buffer": "tokenweave.ops",
+    "reduce_scatter": "tokenweave.ops",
+    "restore": "tokenweave.integrations",
+}
+
+
+def __getattr__(name: str) -> Any:
+    return load(__name__, name, _LAZY)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,123 @@
+"""A directory of safetensors files, read in parts. Building a model from it is in loader.py."""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tokenfabric.errors import ConfigError
+from tokenweave.integrations.sharding import ParameterShard
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Of the tensors that a model's parameters can be; others (quantized ones) are refused."""
+
+
+class Checkpoint:
+    """The tensors of one directory: model.safetensors, or several files with an index.
+
+    A context manager: the files are open inside. Reading a part touches only that part of a file.
+
+    Raises:
+        ConfigError: the directory holds no readable safetensors checkpoint.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._files = contextlib.ExitStack()
+        self._file_of: dict[str, Any] = {}
+        self.bytes_read = 0
+        """Bytes of the parts read so far, as stored in the files."""
+        self.total_bytes = 0
+        """Bytes of all tensors in the files."""
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._files.close)
+            for path in self._paths():
+                self._open(path)
+            undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._files.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all tensors."""
+        return tuple(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor without reading it.
+
+        Raises:
+            ConfigError: it is none that a parameter can have.
+        """
+        stored = self._slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise ConfigError(
+                f"{name} in {self._directory} is {stored}; supported are {', '.join(_DTYPES)}: "
+                f"quantized checkpoints are not"
+            )
+        return _DTYPES[stored]
+
+    def read(
+        self, name: str, shard: ParameterShard | None, rank: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return `rank`'s share of a tensor (all of it without a shard) in memory of its own."""
+        index = (slice(None),) if shard is None else shard.index(rank)
+        part: Tensor = self._slice(name)[index]
+        self.bytes_read += part.numel() * part.element_size()
+        # What safetensors returns may be a view into the mapped file.
+        return part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+    def _slice(self, name: str) -> Any:
+        return self._file_of[name].get_slice(name)
+
+    def _paths(self) -> list[Path]:
+        index = self._directory / _INDEX
+        if index.is_file():
+            names = json.loads(index.read_text())["weight_map"].values()
+            return [self._directory / name for name in sorted(set(names))]
+        if (self._directory / _SINGLE).is_file():
+            return [self._directory / _SINGLE]
+        raise ConfigError(
+            f"{self._directory} holds neither {_SINGLE} nor {_INDEX}; "
+            f"convert the checkpoint with save_pretrained(), or give the path of a GGUF file"
+        )
+
+    def _open(self, path: Path) -> None:
+        try:
+            file: Any = self._files.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        for name in file.keys():  # noqa: SIM118 - the file is no mapping
+            self._file_of[name] = file
+            part = file.get_slice(name)
+            item_size = _DTYPES[part.get_dtype()].itemsize if part.get_dtype() in _DTYPES else 1
+            self.total_bytes += math.prod(part.get_shape()) * item_size

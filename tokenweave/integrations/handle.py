@@ -1,0 +1,68 @@
+"""`model.tokenweave`: what a parallelized model says about itself."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from tokenfabric.world import World
+from tokenweave.config import WeaveConfig
+from tokenweave.executor import CommunicationStats
+from tokenweave.integrations.patches import Patches
+from tokenweave.integrations.sharding import ParameterShards
+from tokenweave.shard_plan import ShardPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What this rank read from a checkpoint."""
+
+    bytes_read: int
+    """Bytes of the tensors, or parts of tensors, that this rank took from the files."""
+    total_bytes: int
+    """Bytes of all tensors in the files."""
+
+    @property
+    def share(self) -> float:
+        """The fraction of the checkpoint that this rank read."""
+        return self.bytes_read / self.total_bytes if self.total_bytes else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharding:
+    """How a model was cut."""
+
+    plan: ShardPlan
+    shards: ParameterShards
+    requires_grad: dict[str, bool]
+    """The flag of every parameter before it was frozen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WeaveHandle:
+    """The tensor-parallel state of one model, from `parallelize` until `restore`."""
+
+    world: World
+    config: WeaveConfig
+    sharding: Sharding
+    load_report: LoadReport | None
+    """None when the model was in memory already."""
+    communication: CommunicationStats
+    patches: Patches
+
+    @property
+    def plan(self) -> ShardPlan:
+        """Who holds what; `.explain()` says it in words."""
+        return self.sharding.plan
+
+    def stats(self) -> dict[str, int | float]:
+        """Return this rank's counts and seconds since the last `reset_stats`.
+
+        Keys: `num_reductions`, `reduction_s` (all-reduce + norm, waiting for slower ranks
+        included), `num_gathers`, `gather_s` (logits).
+        """
+        counted = dataclasses.asdict(self.communication)
+        del counted["reduction_log_s"]
+        return counted
+
+    def reset_stats(self) -> None:
+        """Start counting from zero."""
+        self.communication.reset()
