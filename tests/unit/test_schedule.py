@@ -18,9 +18,9 @@ def stage(resource: str, *waits: int, num_bytes: int = 0) -> Stage:
         ((stage("a", 1),), "waits for stage 1, but there are 1"),
         ((stage("a", -1),), "waits for stage -1"),
         ((stage("a"), stage("a", 0, 0)), "twice"),
-        ((stage("a", 1), stage("b", 0)), "in a circle"),
+        ((stage("a", 1), stage("b", 0)), "wait in a circle"),
         # Stage 0 waits for stage 1, which its own resource runs after it.
-        ((stage("a", 1), stage("a")), "in a circle"),
+        ((stage("a", 1), stage("a")), "wait in a circle"),
         ((stage(""),), "needs a resource"),
         ((stage("a", num_bytes=-1),), "neither can be negative"),
     ],

@@ -1,0 +1,195 @@
+"""A gang of ranks under torch's elastic agent, without restarts: the first failure ends it.
+
+Rank 0 writes to this process's stdout and stderr. What other ranks write is kept in files until the
+job ends, for the case that one dies without a word.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from launch.failure import (
+    Failure,
+    FailureKind,
+    JobFailedError,
+    describe,
+    read_failure,
+    root_cause,
+    write_failure,
+)
+from launch.job import JobSpec
+from launch.rank import run_rank
+from tokenfabric.env import rank_info_from_env
+
+_TAIL_LINES = 20
+
+
+def run_elastic(spec: JobSpec, num_threads: int, folder: Path) -> object:
+    """Start `spec.ranks` ranks, wait for them and return rank 0's result.
+
+    Args:
+        spec: the job.
+        num_threads: compute threads of each rank.
+        folder: an empty folder for the ranks' files, removed by the caller.
+
+    Raises:
+        JobFailedError: with the first failing rank's own error.
+        KeyboardInterrupt, SystemExit: this process was told to stop; the ranks are stopped too.
+    """
+    files = RankFiles(folder)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.ranks,
+        run_id=uuid.uuid4().hex,
+        # The agent's own store on a port that the kernel chooses: nothing to collide with.
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.05,
+        start_method="forkserver",
+        logs_specs=files,
+        shutdown_timeout=5,
+    )
+    with _quiet_loggers(), _signal_handlers_kept():
+        try:
+            # The spec travels as an object: the agent expands "$" in arguments that are strings.
+            results = elastic_launch(config, _rank_main)(spec, num_threads, files)
+        except ChildFailedError as error:
+            raise JobFailedError(_cause(error, files, spec.ranks)) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
+    return results[0]
+
+
+class RankFiles(LogsSpecs):
+    """Where the ranks of one gang write: one folder a rank."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(log_dir=str(folder))
+        self.folder = folder
+
+    @property
+    def root_log_dir(self) -> str:
+        """The folder, for the agent's log."""
+        return str(self.folder)
+
+    def failure(self, rank: int) -> Path:
+        """Return where a rank leaves its `Failure`."""
+        return self.folder / str(rank) / "failure.json"
+
+    def stderr(self, rank: int) -> Path:
+        """Return where a rank other than rank 0 writes its stderr."""
+        return self.folder / str(rank) / "stderr.log"
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Tell the agent which rank writes where: "" is this process's own stream."""
+        destination = LogsDest()
+        for rank, environment in envs.items():
+            folder = self.folder / str(rank)
+            folder.mkdir()
+            destination.error_files[rank] = str(folder / "error.json")
+            environment["TORCHELASTIC_ERROR_FILE"] = destination.error_files[rank]
+            destination.stdouts[rank] = str(folder / "stdout.log") if rank else ""
+            destination.stderrs[rank] = str(self.stderr(rank)) if rank else ""
+        return destination
+
+
+def _rank_main(spec: JobSpec, num_threads: int, files: RankFiles) -> object:
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    try:
+        return run_rank(spec, num_threads)
+    except (Exception, SystemExit) as error:
+        info = rank_info_from_env()
+        assert info is not None, "the agent sets the six variables"
+        write_failure(describe(error, info.rank), files.failure(info.rank))
+        raise
+
+
+def _end_with_launcher() -> None:
+    """Die when the launcher dies: a rank's parent is the fork server, which lives on then."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None, "ranks are started with multiprocessing"
+    launcher.join()
+    os._exit(1)
+
+
+def _cause(error: ChildFailedError, files: RankFiles, ranks: int) -> Failure:
+    """Return the failure that ended the gang.
+
+    The agent names one failed process; if several failed between two of its polls, not always the
+    first. The ranks' own files tell more.
+    """
+    left = [read_failure(files.failure(rank)) for rank in range(ranks)]
+    found = [failure for failure in left if failure is not None]
+    rank, process = error.get_first_failure()
+    if left[rank] is None:
+        found.append(_silent_death(rank, process.exitcode, files))
+    return root_cause(found)
+
+
+def _silent_death(rank: int, exit_code: int, files: RankFiles) -> Failure:
+    written = files.stderr(rank)
+    lines = written.read_text(errors="replace").splitlines() if written.is_file() else []
+    if exit_code >= 0:
+        name, message = "process ended", f"exit code {exit_code} without an exception"
+    else:
+        is_named = -exit_code in set(signal.Signals)
+        name = signal.Signals(-exit_code).name if is_named else f"signal {-exit_code}"
+        message = "the process was killed"
+        if -exit_code == signal.SIGKILL:
+            message += " (the kernel does this when memory runs out)"
+    return Failure(
+        kind=FailureKind.DEFECT,
+        rank=rank,
+        error=name,
+        message=message,
+        details="\n".join(lines[-_TAIL_LINES:]),
+    )
+
+
+@contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Keep torch's launcher from logging: every failure is told once, by the caller."""
+    # Handlers and levels sit anywhere below "torch": its whole tree is off for the time.
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if name.startswith("torch.") and isinstance(logger, logging.Logger)
+    ]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the signal handlers that the agent replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # the agent replaces none
+        return
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

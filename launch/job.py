@@ -1,0 +1,71 @@
+"""What to run: a recipe, its arguments, on how many ranks. Pure: nothing is started here.
+
+A `JobSpec` is plain data, so that any launcher (torchrun, a Ray gang) can carry it to a rank.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_RECIPE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """One job: `recipe(world, reporter, **args)` on `ranks` ranks."""
+
+    recipe: str
+    """`package.module:function`, importable on every rank."""
+
+    ranks: int
+    """Number of ranks, at least 1."""
+
+    args: Mapping[str, object] = field(default_factory=dict)
+    """Keyword arguments of the recipe: strings, numbers, booleans, None, and lists of them."""
+
+    device: str = "auto"
+    """What `tokenfabric.init` takes: auto, cpu or cuda."""
+
+    timeout_s: float = 60.0
+    """Seconds that one rank waits for another before the job fails."""
+
+    def __post_init__(self) -> None:
+        if not _RECIPE.fullmatch(self.recipe):
+            raise ValueError(f"recipe must be 'package.module:function', got {self.recipe!r}")
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
+        for name, value in self.args.items():
+            if not name.isidentifier():
+                raise ValueError(f"args must have Python names for keys, got {name!r}")
+            if not _is_plain(value):
+                raise ValueError(
+                    f"args[{name!r}] must be plain data (str, int, float, bool, None or a list of "
+                    f"them) to travel to another process, got {type(value).__name__}"
+                )
+
+    @property
+    def module(self) -> str:
+        """The module that holds the recipe."""
+        return self.recipe.partition(":")[0]
+
+    @property
+    def function(self) -> str:
+        """The recipe's name in its module."""
+        return self.recipe.partition(":")[2]
+
+
+def threads_per_rank(num_cores: int, ranks: int) -> int:
+    """Return the number of compute threads of each rank: an equal share of the cores, at least 1.
+
+    Example: 8 cores and 3 ranks give 2 threads each.
+    """
+    return max(1, num_cores // ranks)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)

@@ -1,0 +1,1 @@
+"""The jobs of the `tokenfabric` command: `run(world, reporter, **args)`, collective."""

@@ -1,0 +1,122 @@
+"""`tokenfabric verify`: does a sharded model say what the same model says in one process?
+
+The contract is in checking.py. Every batch is answered greedily by both models, then both are fed
+the prompts and the unsharded answer, and their logits compared with a more precise model's.
+"""
+
+from pathlib import Path
+
+import torch
+
+import tokenweave
+from launch.memory import require_memory
+from launch.recipes.checking import Comparison
+from launch.recipes.judge import Batch, Judge, greedy_answer, judge
+from launch.recipes.precision import dtype_name
+from launch.recipes.text import encode_prompt
+from launch.report import Reporter, Table
+from tokenfabric import World
+from tokenweave.integrations.unsharded import load_tokenizer
+
+_SHORT = "The capital of France is"
+_LONG = (
+    "Tensor parallelism splits the weight matrices of a network over several processes. Each of "
+    "them multiplies its share, and after every block the partial sums have to be added. In short,"
+)
+_DIGITS = "def fibonacci(n):\n    # 0, 1, 1, 2, 3, 5, 8, 13,"
+_BATCHES = {
+    "one word": ("Once",),
+    "a sentence": (_SHORT,),
+    "a paragraph": (_LONG,),
+    "code": (_DIGITS,),
+    "3 prompts, left-padded": (_SHORT, _LONG, _DIGITS),
+}
+
+
+def run(world: World, reporter: Reporter, *, model: str, max_new_tokens: int) -> bool:
+    """Compare in fp32 and in bf16, show a table, return whether all passed. Collective.
+
+    Args:
+        world: the ranks that share the model. Rank 0 also runs it alone.
+        reporter: gets the table.
+        model: a checkpoint's directory.
+        max_new_tokens: length of an answer, in tokens.
+
+    Raises:
+        ConfigError: the checkpoint is not supported, or too large to be loaded three times.
+    """
+    directory = Path(model)
+    if world.rank == 0:
+        # The shards, the unsharded model and the reference, which has twice their precision.
+        require_memory(directory, 4 + 4 + 8, "verifying a model")
+    tokenizer = load_tokenizer(directory)
+    batches = {
+        name: Batch.of([encode_prompt(tokenizer, prompt, chat=False) for prompt in prompts])
+        for name, prompts in _BATCHES.items()
+    }
+    rows, passed = [], True
+    for dtype in (torch.float32, torch.bfloat16):
+        reporter.note(f"{dtype_name(dtype)}: TP={world.size} against one process ...")
+        for name, comparison in _verify(world, directory, dtype, batches, max_new_tokens):
+            rows.append((dtype_name(dtype), name, *_describe(comparison)))
+            passed = passed and comparison.passed
+    reporter.table(_table(world.size, rows))
+    verdict = torch.tensor([int(passed)])
+    tokenweave.broadcast(verdict, world=world)
+    return bool(verdict)
+
+
+def _verify(
+    world: World,
+    directory: Path,
+    dtype: torch.dtype,
+    batches: dict[str, Batch],
+    max_new_tokens: int,
+) -> list[tuple[str, Comparison]]:
+    """Return rank 0's verdict on every batch; nothing on the other ranks. Collective."""
+    sharded = tokenweave.from_pretrained(directory, world, dtype=dtype)
+    bench = Judge.load(directory, dtype) if world.rank == 0 else None
+    verdicts = []
+    for name, batch in batches.items():
+        tokens = greedy_answer(sharded, batch, max_new_tokens)
+        comparison = judge(world, sharded, batch, tokens, bench)
+        if comparison is not None:
+            verdicts.append((name, comparison))
+    return verdicts
+
+
+def _describe(comparison: Comparison) -> tuple[str, ...]:
+    error, parting = comparison.error, comparison.parting
+    greedy = "equal"
+    if parting is not None:
+        greedy = f"equal up to {parting.position}, margin {parting.margin:.2g}"
+    return (
+        greedy,
+        f"{error.max_error:.2g}",
+        f"{error.max_baseline_error:.2g}",
+        f"{error.worst_ratio:.0%}",
+        "pass" if comparison.passed else "FAIL",
+    )
+
+
+def _table(size: int, rows: list[tuple[str, ...]]) -> Table:
+    return Table(
+        title=f"TP={size} against the same model in one process",
+        num_text_columns=3,
+        columns=(
+            "dtype",
+            "prompt",
+            "greedy tokens",
+            "logit error",
+            "unsharded's",
+            "of allowed",
+            "verdict",
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Logit errors are the largest, against the same weights in higher precision (fp64 for "
+            "fp32, fp32 for bf16). Allowed: twice the unsharded model's error + 1 ulp.",
+            "fp32 answers must be equal. bf16 answers may part where the reference's margin "
+            "between its two likeliest tokens is below twice the logit error.",
+        ),
+    )

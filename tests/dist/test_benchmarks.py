@@ -1,0 +1,32 @@
+"""The benchmarks run, check what they time and measure every provider; no figure is judged here."""
+
+from benchmarks import bench_allreduce_rmsnorm as bench
+from benchmarks.allreduce_rmsnorm_providers import BASELINE
+from tokenfabric.testing.bench_report import markdown_table
+from tokenfabric.testing.spawn import run_ranks
+
+# Compiling takes longer than everything else here, and is torch's business.
+NOT_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+
+
+def test_the_reduction_benchmark_measures_every_provider() -> None:
+    """Every provider passes its check, on fewer tokens than ranks too."""
+    tokens = [1, 5]
+    cells = run_ranks(
+        bench._rank_reductions, 2, "bf16", 256, tokens, 0.0, environment=NOT_COMPILED
+    )[0]
+    assert [cell.labels["tokens"] for cell in cells] == tokens
+    for cell in cells:
+        assert cell.baseline == BASELINE
+        assert len(cell.seconds) == 10
+        assert cell.speedup.keys() == cell.seconds.keys() - {BASELINE}
+        assert all(spread.min > 0 for spread in cell.seconds.values())
+        assert cell.labels["bound_s"] > 0
+    assert len(markdown_table(cells, ["tokens", "bound"]).splitlines()) == 2 + len(tokens)
+
+
+def test_the_barrier_benchmark_measures_with_and_without_gloo() -> None:
+    """Three conditions, one row each."""
+    cells = run_ranks(bench._rank_barrier, 2, 2)[0]
+    assert [cell.labels["gloo"] for cell in cells] == ["idle", "between its calls", "gone"]
+    assert len(bench.barrier_table(cells).splitlines()) == 2 + 3

@@ -1,0 +1,34 @@
+"""The options of the `tokenfabric` command. Scripts depend on them: a change is deliberate."""
+
+import typer
+
+from launch.cli import app
+
+OPTIONS = {
+    "demo": "--dtype --max-new-tokens --model --prompt --ranks --seconds --timeout-s",
+    "generate": "--chat --dtype --max-new-tokens --model --no-chat --prompt --ranks --seed "
+    "--temperature --timeout-s --top-p",
+    "verify": "--max-new-tokens --model --ranks --timeout-s",
+}
+
+
+def options(application: typer.Typer) -> dict[str, str]:
+    """Return the options of each command of an application."""
+    group = typer.main.get_command(application)
+    return {
+        name: " ".join(sorted(o for p in command.params for o in (*p.opts, *p.secondary_opts)))
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+def test_options_are_the_listed_ones() -> None:
+    """No option comes, goes or is renamed unnoticed."""
+    assert options(app) == OPTIONS
+
+
+def test_change_is_noticed() -> None:
+    """The comparison sees a new option."""
+    other = typer.Typer()
+    other.command("a")(lambda ranks=1: None)
+    other.command("b")(lambda: None)
+    assert options(other) == {"a": "--ranks", "b": ""}
