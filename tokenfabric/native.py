@@ -49,5 +49,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name in ("fabric", "weave"):
-            return getattr(require(), name)
+            # Kept, or every later use would come here again, which costs 1 us.
+            globals()[name] = getattr(require(), name)
+            return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
