@@ -35,7 +35,7 @@ test: native-test python-test ## set up, then run every test that needs no GPU
 
 .PHONY: python-test
 python-test: $(VENV)/.test ## the Python tests (ARGS=... for pytest)
-	$(bin)/python -m pytest tests/unit tests/dist tests/house -n auto --dist loadgroup $(ARGS)
+	$(bin)/python -m pytest tests/unit tests/dist tests/house -n auto $(ARGS)
 
 .PHONY: native-test
 native-test: native-plain native-tsan native-asan ## the C++ tests: plain and under sanitizers

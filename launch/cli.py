@@ -1,6 +1,6 @@
 """The `tokenfabric` command. Importing it imports neither torch nor transformers.
 
-Exit codes: 0 done, 1 failed (or `verify` found a difference), 2 the request cannot be met.
+Exit codes: 0 done, 1 failed (or a check found a difference), 2 the request cannot be met.
 """
 
 import sys
@@ -58,14 +58,14 @@ TimeoutS = Annotated[
 def demo(
     model: Model = "smollm2",
     ranks: Ranks = None,
-    prompt: Prompt = "Why is the sky blue?",
+    prompt: Prompt = "What is a neural network? Answer in two sentences.",
     max_new_tokens: MaxNewTokens = 64,
     dtype: DtypeOption = Dtype.AUTO,
     seconds: Annotated[float, typer.Option(min=1.0, help="About how long to measure.")] = 20.0,
     timeout_s: TimeoutS = 120.0,
 ) -> None:
     """Answer a prompt with a model shared by 2 processes, then measure what sharing costs."""
-    _run(
+    passed = _run(
         "launch.recipes.demo:run",
         model=model,
         ranks=ranks,
@@ -75,6 +75,8 @@ def demo(
         dtype=dtype.value,
         seconds=seconds,
     )
+    if not passed:
+        raise typer.Exit(1)
 
 
 @app.command()

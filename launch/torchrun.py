@@ -95,9 +95,17 @@ def _run_on_new_ranks(spec: JobSpec) -> object:
         forkserver.ensure_running()
         from launch.elastic import run_elastic
 
-        # A user's OMP_NUM_THREADS wins. It is handed over as a number because a server that is
-        # running already has read another one.
-        return run_elastic(spec, int(environment["OMP_NUM_THREADS"]), Path(folder))
+        # Handed over as a number too: a server that is running already has read another one.
+        num_threads = _number_of_threads(environment["OMP_NUM_THREADS"])
+        return run_elastic(spec, num_threads, Path(folder))
+
+
+def _number_of_threads(setting: str) -> int:
+    """Return what a user's OMP_NUM_THREADS means for torch: "4,2" is 4, and 2 in nested regions."""
+    first = setting.partition(",")[0].strip()
+    if not first.isdecimal() or int(first) < 1:
+        raise ConfigError(f"OMP_NUM_THREADS must be a number above 0, got {setting!r}")
+    return int(first)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,24 +13,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _TESTS = Path(__file__).parent
-_RANK_FOLDERS = {"dist", "gpu", "multigpu"}
+_RANK_FOLDERS = ("dist", "gpu", "multigpu")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return 2 for `-n auto`: one worker starts ranks, the other runs everything else."""
     return 2
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep tests that start ranks on one worker, and skip what this machine has no device for."""
-    has_xdist = config.pluginmanager.hasplugin("xdist")
-    for item in items:
-        if has_xdist and item.path.relative_to(_TESTS).parts[0] in _RANK_FOLDERS:
-            item.add_marker(pytest.mark.xdist_group("ranks"))
-        for marker, needed in (("gpu", 1), ("multigpu", 2)):
-            if item.get_closest_marker(marker) and (found := _num_gpus()) < needed:
-                reason = f"needs {needed} CUDA GPU(s), found {found}"
-                item.add_marker(pytest.mark.skip(reason=reason))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep all tests that start ranks on one worker: two gangs would fight over the cores.
+
+    Not `--dist loadgroup`, which hides the group in the test's id: pytest-xdist 3.8 does that
+    through an attribute that pytest 9.2 does not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    folders = tuple(
+        f"{(_TESTS / folder).relative_to(config.rootpath)}/" for folder in _RANK_FOLDERS
+    )
+
+    class RanksTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ranks" if nodeid.startswith(folders) else nodeid
+
+    return RanksTogether(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Skip a test that needs a device which this machine has not."""
+    for marker, needed in (("gpu", 1), ("multigpu", 2)):
+        if item.get_closest_marker(marker) and (found := _num_gpus()) < needed:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needed} CUDA GPU(s), found {found}"))
 
 
 def _num_gpus() -> int:

@@ -18,7 +18,7 @@ def tensor(name: str, x: torch.Tensor) -> None:
 
 def any_dtype(name: str, x: torch.Tensor) -> None:
     """Check a tensor that is only moved: device and layout."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise ConfigError(f"{name} is on {x.device}, but this world is on cpu")
     if x.layout is not torch.strided or not x.is_contiguous():
         raise ConfigError(

@@ -16,8 +16,8 @@ ONE_SHOT_MAX_BYTES = 16 << 10
 ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED = 256 << 10
 # A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
 BLOCK_BYTES = 512 << 10
-# A result of this size has left the caches (32 MiB of L3 that the ranks share) before the next block
-# reads it, and writing it through them would read every line from memory first.
+# A result of this size has left the caches (32 MiB of L3 that the ranks share) before the next
+# block reads it, and writing it through them would read every line from memory first.
 STREAMING_MIN_BYTES = 16 << 20
 
 

@@ -17,7 +17,7 @@ import torch
 import tokenweave
 from launch.memory import require_memory
 from launch.recipes.checking import Comparison
-from launch.recipes.judge import Batch, Judge, greedy_answer, judge
+from launch.recipes.judge import Batch, Yardstick, greedy_answer, judge
 from launch.recipes.measuring import WHOLE, Measurement, Speed, measure_variants
 from launch.recipes.precision import choose_dtype, dtype_name
 from launch.recipes.text import TextStream, encode_prompt
@@ -38,7 +38,7 @@ def run(
     max_new_tokens: int,
     dtype: str = "auto",
     seconds: float = 20.0,
-) -> None:
+) -> bool:
     """Answer a prompt, then measure and check the model that answered. Collective.
 
     Args:
@@ -49,6 +49,9 @@ def run(
         max_new_tokens: longest answer, in tokens.
         dtype: "auto", "bf16" or "fp32".
         seconds: about how long to measure.
+
+    Returns:
+        Whether the check passed; True on other ranks than rank 0, which do not check.
 
     Raises:
         ConfigError: the checkpoint is not supported, or too large to be loaded three times.
@@ -62,26 +65,28 @@ def run(
     sharded: Any = tokenweave.from_pretrained(directory, world, dtype=chosen)
     reporter.note(
         f"TP={world.size} in {dtype_name(chosen)}: {world.size} processes share the model, "
-        f"{torch.get_num_threads()} thread(s) each. {prompt}"
+        f"{torch.get_num_threads()} thread(s) each\n> {prompt}"
     )
     start_s = time.perf_counter()
     tokens = greedy_answer(sharded, batch, max_new_tokens, TextStream(tokenizer, reporter))
     token_s = (time.perf_counter() - start_s) / max(1, int(tokens.count_nonzero()))
 
     reporter.note(f"measuring for about {seconds:.0f} s: the variants take turns ...")
-    bench = Judge.load(directory, chosen) if world.rank == 0 else None
+    yardstick = Yardstick.load(directory, chosen) if world.rank == 0 else None
     sharded_variants = {
         "fused": sharded,
         "gloo": _sibling(sharded, directory, world, "gloo"),
         "free": _sibling(sharded, directory, world, "none"),
     }
-    whole = None if bench is None else bench.unsharded
+    whole = None if yardstick is None else yardstick.unsharded
     measurement = measure_variants(
         world, sharded_variants, whole, batch.ids, token_s=token_s, seconds=seconds
     )
-    comparison = judge(world, sharded, batch, tokens, bench)
-    if comparison is not None:
-        reporter.table(_table(world.size, dtype_name(chosen), measurement, comparison))
+    comparison = judge(world, sharded, batch, tokens, yardstick)
+    if comparison is None:
+        return True
+    reporter.table(_table(world.size, dtype_name(chosen), measurement, comparison))
+    return comparison.passed
 
 
 def _sibling(sharded: Any, directory: Path, world: World, reduction: ReductionKind) -> Any:

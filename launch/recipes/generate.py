@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import tokenweave
+from launch.memory import require_memory
 from launch.recipes.precision import choose_dtype, dtype_name
 from launch.recipes.text import TextStream, encode_prompt
 from launch.report import Reporter
@@ -45,6 +46,8 @@ def run(
         ConfigError: the checkpoint or an argument is not supported.
     """
     chosen = choose_dtype(dtype)
+    if world.rank == 0:
+        require_memory(Path(model), chosen.itemsize, "a model")
     tokenizer = load_tokenizer(Path(model))
     prompt_ids = encode_prompt(tokenizer, prompt, chat)
     start_s = time.perf_counter()

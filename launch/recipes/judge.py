@@ -13,6 +13,7 @@ from torch import Tensor
 import tokenweave
 from launch.recipes.checking import Answers, Comparison, compare
 from launch.recipes.text import TextStream
+from launch.recipes.threads import all_cores
 from tokenfabric import World
 from tokenweave.integrations.unsharded import load_reference, load_unsharded
 
@@ -39,8 +40,8 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judge:
-    """What rank 0 holds against a sharded model."""
+class Yardstick:
+    """What rank 0 measures a sharded model by."""
 
     unsharded: Any
     """The same weights in one process, in the same dtype."""
@@ -60,7 +61,7 @@ class Judge:
 
 
 def judge(
-    world: World, sharded: Any, batch: Batch, tokens: Tensor, bench: Judge | None
+    world: World, sharded: Any, batch: Batch, tokens: Tensor, yardstick: Yardstick | None
 ) -> Comparison | None:
     """Return rank 0's verdict, None on the other ranks. Collective.
 
@@ -69,21 +70,25 @@ def judge(
         sharded: the model to judge.
         batch: what it was asked.
         tokens: its `greedy_answer`.
-        bench: on rank 0; None on the others.
+        yardstick: on rank 0, which computes on all cores while the others sleep; None on those.
     """
     expected = torch.zeros_like(tokens)
-    if bench is not None:
-        expected = greedy_answer(bench.unsharded, batch, tokens.shape[-1])
+    if yardstick is not None:
+        with all_cores():
+            expected = greedy_answer(yardstick.unsharded, batch, tokens.shape[-1])
     tokenweave.broadcast(expected, world=world)
     ids = torch.cat((batch.ids, expected), -1)
     mask = torch.cat((batch.mask, torch.ones_like(expected)), -1)
     logits = _logits(sharded, ids, mask)
-    if bench is None:
+    if yardstick is None:
         return None
+    with all_cores():
+        unsharded_logits = _logits(yardstick.unsharded, ids, mask)
+        reference_logits = _logits(yardstick.reference, ids, mask)
     return compare(
         Answers(tokens=tokens, logits=logits),
-        Answers(tokens=expected, logits=_logits(bench.unsharded, ids, mask)),
-        _logits(bench.reference, ids, mask),
+        Answers(tokens=expected, logits=unsharded_logits),
+        reference_logits,
         mask,
     )
 

@@ -1,18 +1,16 @@
 """What a reduction costs in a whole model: variants of one model decode in turn, in one run."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from launch.recipes.decoding import SegmentDecoder
+from launch.recipes.threads import all_cores
 from tokenfabric import World
 from tokenfabric.testing.bench import Budget, Spread, WorldRanks, measure
-from tokenfabric.topology import usable_cores
 
 WHOLE = "whole"
 # A segment is long against the meeting of the ranks before it, short against a machine's moods.
@@ -77,7 +75,7 @@ def measure_variants(
         name: SegmentDecoder(model, prompt_ids, num_tokens) for name, model in sharded.items()
     }
     cell = measure(
-        {**decoders, WHOLE: _on_all_cores(whole, prompt_ids, num_tokens)},
+        {**decoders, WHOLE: _whole_decoder(whole, prompt_ids, num_tokens)},
         baseline=next(iter(sharded)),
         check=lambda name, tokens: None,
         labels={},
@@ -97,27 +95,17 @@ def measure_variants(
     return Measurement(speeds=speeds, num_rounds=cell.num_rounds, segment_tokens=num_tokens)
 
 
-def _on_all_cores(model: Any | None, prompt_ids: Tensor, num_tokens: int) -> Any:
+def _whole_decoder(model: Any | None, prompt_ids: Tensor, num_tokens: int) -> Any:
     if model is None:
         return lambda: None
-    with _all_cores():
+    with all_cores():
         decoder = SegmentDecoder(model, prompt_ids, num_tokens)
 
     def decode() -> list[int]:
-        with _all_cores():
+        with all_cores():
             return decoder()
 
     return decode
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(usable_cores()))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _per_second(count: int, seconds: Spread) -> Spread:

@@ -11,7 +11,7 @@ import torch
 import tokenweave
 from launch.memory import require_memory
 from launch.recipes.checking import Comparison
-from launch.recipes.judge import Batch, Judge, greedy_answer, judge
+from launch.recipes.judge import Batch, Yardstick, greedy_answer, judge
 from launch.recipes.precision import dtype_name
 from launch.recipes.text import encode_prompt
 from launch.report import Reporter, Table
@@ -75,11 +75,11 @@ def _verify(
 ) -> list[tuple[str, Comparison]]:
     """Return rank 0's verdict on every batch; nothing on the other ranks. Collective."""
     sharded = tokenweave.from_pretrained(directory, world, dtype=dtype)
-    bench = Judge.load(directory, dtype) if world.rank == 0 else None
+    yardstick = Yardstick.load(directory, dtype) if world.rank == 0 else None
     verdicts = []
     for name, batch in batches.items():
         tokens = greedy_answer(sharded, batch, max_new_tokens)
-        comparison = judge(world, sharded, batch, tokens, bench)
+        comparison = judge(world, sharded, batch, tokens, yardstick)
         if comparison is not None:
             verdicts.append((name, comparison))
     return verdicts

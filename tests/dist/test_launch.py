@@ -66,6 +66,13 @@ def test_first_failing_ranks_own_error_is_shown(
         assert failure.details == "last words"
 
 
+def test_threads_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error is found before a rank starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "two")
+    with pytest.raises(ConfigError, match="OMP_NUM_THREADS must be a number above 0, got 'two'"):
+        run_job(job("place", text=""))
+
+
 def test_recipe_that_does_not_exist() -> None:
     """The message names the module or the function."""
     for recipe, reason in (

@@ -96,6 +96,8 @@ def _rank_sampled(world: World) -> tuple[list[int], list[int], list[int], bool]:
     arguments = {"max_new_tokens": 20, "do_sample": True, "temperature": 5.0}
     tokens = model.generate(**inputs, **arguments, streamer=streamer)
     again = model.generate(**inputs, **arguments)
+    # Beams are drawn on each rank: only the shared random state keeps them together.
+    model.generate(**inputs, max_new_tokens=5, do_sample=True, num_beams=2)
     # Sampling on this rank differs from rank 0's behind the back of the shared random state.
     real_multinomial = torch.multinomial
 

@@ -1,4 +1,4 @@
-"""What would not come out right is refused by name: before a weight is touched, or before a call."""
+"""What would not come out right is refused by name, before a weight is touched or anything sent."""
 
 import functools
 import warnings
@@ -159,7 +159,7 @@ def test_other_architectures_and_repetition_are_refused() -> None:
 
 def _rank_too_many(world: World) -> None:
     few = ModelCase(name="few", config={"num_attention_heads": 2, "num_key_value_heads": 1})
-    with pytest.raises(ConfigError, match="2 query heads cannot be dealt to 3 ranks.*at most 2"):
+    with pytest.raises(ConfigError, match=r"2 query heads cannot be dealt to 3 ranks.*at most 2"):
         tokenweave.parallelize(few.model(), world)
 
 
@@ -274,5 +274,5 @@ def _rank_hooks(world: World) -> None:
 
 
 def test_hooks_are_right_or_refused() -> None:
-    """On the model, its backbone and the rotary table they work; inside they are refused by name."""
+    """On the model, its backbone and the rotary table they work; elsewhere they are refused."""
     run_ranks(_rank_hooks, 2)
