@@ -76,8 +76,7 @@ def main() -> None:
 _LEGEND = f"""\
 Every time is the median over rounds of the slowest rank's time for one call; a ratio is
 `{BASELINE}` / provider, the median of per-round ratios with its p25-p75. A/A is the baseline
-against itself: differences within it mean nothing on this machine. One torch thread per rank;
-with a core for every rank, ranks are pinned to different ones.
+against itself: differences within it mean nothing on this machine. One torch thread per rank.
 
 - `{BASELINE}`: torch.distributed all_reduce in place, then add + norm under torch.compile.
 - `gloo + eager`: the same with torch's own add and rms_norm.
@@ -100,7 +99,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=_DTYPES, nargs="+", default=["bf16"])
     parser.add_argument("--seconds", type=float, default=4.0, help="timed rounds of one cell")
     parser.add_argument(
-        "--no-pin", dest="pin", action="store_false", help="let the scheduler place the ranks"
+        "--pin", action="store_true", help="deal the cores to the ranks, where there are enough"
     )
     parser.add_argument("--quick", action="store_true", help="2 ranks, hidden 4096, short")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")

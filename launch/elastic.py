@@ -60,7 +60,6 @@ def run_elastic(spec: JobSpec, num_threads: int, folder: Path) -> object:
         monitor_interval=0.05,
         start_method="forkserver",
         logs_specs=files,
-        shutdown_timeout=5,
     )
     with _quiet_loggers(), _signal_handlers_kept():
         try:
@@ -109,6 +108,8 @@ class RankFiles(LogsSpecs):
 
 
 def _rank_main(spec: JobSpec, num_threads: int, files: RankFiles) -> object:
+    # Inherited from the fork server as ignored. A rank has nothing to clean up: it ends at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     try:
         return run_rank(spec, num_threads)

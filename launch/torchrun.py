@@ -8,7 +8,9 @@ recipe imported: the imports are paid once, beside this process's own, instead o
 
 import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -91,13 +93,26 @@ def _run_on_new_ranks(spec: JobSpec) -> object:
         tempfile.TemporaryDirectory(prefix="tokenfabric-job-") as folder,
     ):
         # The server imports beside this process: start it before importing torch here.
-        multiprocessing.set_forkserver_preload(["launch.elastic", "launch.rank", spec.module])
-        forkserver.ensure_running()
+        _start_server(["launch.elastic", "launch.rank", spec.module])
         from launch.elastic import run_elastic
 
         # Handed over as a number too: a server that is running already has read another one.
         num_threads = _number_of_threads(environment["OMP_NUM_THREADS"])
         return run_elastic(spec, num_threads, Path(folder))
+
+
+def _start_server(modules: list[str]) -> None:
+    multiprocessing.set_forkserver_preload(modules)
+    if threading.current_thread() is not threading.main_thread():
+        forkserver.ensure_running()
+        return
+    # Control-C goes to every process of a terminal. The server inherits that it is ignored; else it
+    # would end with a traceback in the middle of its imports.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _number_of_threads(setting: str) -> int:

@@ -18,7 +18,8 @@ from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.config import ReductionKind, WeaveConfig
 from tokenweave.native_call import PreparedReduction
-from tokenweave.plan import ReductionPlan, ResidualLayout, plan_reduction, split_rows
+from tokenweave.plan import ReductionPlan, ResidualLayout, split_rows
+from tokenweave.plan_on_world import plan_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,10 @@ class Reduction(Protocol):
         ...
 
 
+# Below this a copy in cache costs less than making the tensor that saves it (about 3 us).
+_WORTH_A_VIEW_BYTES = 64 << 10
+
+
 class FusedReduction:
     """All-reduce, bias, residual add and norm in one operation over shared memory."""
 
@@ -112,14 +117,8 @@ class FusedReduction:
         """
 
         def planned(layout: ResidualLayout) -> ReductionPlan:
-            return plan_reduction(
-                num_tokens=num_tokens,
-                hidden=hidden,
-                element_size=dtype.itemsize,
-                world_size=self._world.size,
-                staging_bytes=self._world.comm.staging_bytes,
-                residual_layout=layout,
-                is_oversubscribed=self._world.placement.is_oversubscribed,
+            return plan_on(
+                self._world, dtype, num_tokens, hidden, "auto", "private", residual_layout=layout
             )
 
         plan = planned("replicated")
@@ -128,6 +127,8 @@ class FusedReduction:
         return planned("row_sharded")
 
     def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
+        if num_tokens * hidden * dtype.itemsize < _WORTH_A_VIEW_BYTES:
+            return None
         return ops.partial_sum_buffer(self._world, num_tokens, hidden, dtype)
 
     def gather_columns(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:

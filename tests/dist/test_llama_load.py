@@ -1,6 +1,7 @@
 """from_pretrained: each rank reads its share of a checkpoint, and the same model comes out."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def _rank_gguf(world: World, file: Path, case: ModelCase) -> None:
     assert torch.allclose(model(**inputs).logits, expected(**inputs).logits, atol=1e-4)
 
 
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_a_gguf_file_is_sharded_after_loading(tmp_path: Path) -> None:
     """transformers reads all of it on every rank; the result is the same model."""
     write_gguf(SMOLLM2_LIKE, tmp_path / "tiny.gguf")

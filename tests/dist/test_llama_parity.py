@@ -15,7 +15,7 @@ from tests.dist.llama_models import CASES, SMOLLM2_LIKE, ModelCase, in_fp64, is_
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.testing.tolerance import assert_close, assert_same_bits
 from tokenfabric.world import World
-from tokenweave import WeaveConfig, reduction
+from tokenweave import WeaveConfig, plan_on_world
 
 
 def digest(tensors: list[Tensor]) -> str:
@@ -200,19 +200,19 @@ def test_the_measured_baselines_are_what_they_say() -> None:
 def _rank_layouts(world: World) -> None:
     case = ModelCase(name="layouts", tokens=5, batch=2, config={"attention_bias": True})
     model = tokenweave.parallelize(case.model(), world)
-    real_plan, layouts = reduction.plan_reduction, []
+    real_plan, layouts = plan_on_world.plan_reduction, []
 
-    def plan_with(algorithm: str, **sizes: Any) -> Any:
-        plan = real_plan(**{**sizes, "algorithm": algorithm})
+    def plan_with(forced: str, **sizes: Any) -> Any:
+        plan = real_plan(**{**sizes, "algorithm": forced})
         layouts.append(plan.residual_layout)
         return plan
 
     results = []
     for algorithm in ("one_shot", "two_shot"):
-        reduction.plan_reduction = partial(plan_with, algorithm)  # type: ignore[assignment]
+        plan_on_world.plan_reduction = partial(plan_with, algorithm)  # type: ignore[assignment]
         results.append(model(**case.inputs()).logits)
         results.append(model(**case.inputs(), output_hidden_states=True).logits)
-    reduction.plan_reduction = real_plan
+    plan_on_world.plan_reduction = real_plan
     for logits in results[1:]:
         assert_same_bits(logits, results[0], what="logits")
     assert layouts == ["replicated", "replicated", "replicated", "row_sharded", "replicated"]
