@@ -34,7 +34,7 @@ HostGroup::HostGroup(Options options,
                peer_lines_.at(options_.rank),
                peer_lines_.data(),
                options_.base_epoch),
-      waiter_(options_.spin_count, to_nanoseconds(options_.timeout_s), this),
+      waiter_(options_.rank, options_.spin_count, to_nanoseconds(options_.timeout_s), this),
       threads_(options_.num_threads) {
     TOKEN_CHECK(options_.size >= 1 && options_.size <= kMaxRanks,
                 "a group has 1 to ",

@@ -33,7 +33,7 @@ void exchange_slices(int size, uint32_t base_epoch, int iterations) {
     for (int rank = 0; rank < size; ++rank) {
         threads.emplace_back([&, rank] {
             NoMonitor monitor;
-            comm::HostWaiter waiter(20, std::chrono::seconds(30), &monitor);
+            comm::HostWaiter waiter(0, 20, std::chrono::seconds(30), &monitor);
             comm::EpochBarrier<Memory> barrier(
                 rank, size, lines[rank].data(), pointers.data(), base_epoch);
             for (int iteration = 0; iteration < iterations; ++iteration) {

@@ -27,7 +27,7 @@ void mailbox_keeps_order_and_content() {
     const comm::MailboxMemory memory{&published, &consumed, slots, kSlots, kSlotBytes};
     NoMonitor monitor;
     std::thread sender([&] {
-        comm::HostWaiter waiter(20, std::chrono::seconds(30), &monitor);
+        comm::HostWaiter waiter(0, 20, std::chrono::seconds(30), &monitor);
         comm::MailboxSender<HostMemory> mailbox(memory);
         for (int message = 0; message < kMessages; ++message) {
             unsigned char* payload = mailbox.begin(waiter, 1);
@@ -36,7 +36,7 @@ void mailbox_keeps_order_and_content() {
             mailbox.publish(size, message);
         }
     });
-    comm::HostWaiter waiter(20, std::chrono::seconds(30), &monitor);
+    comm::HostWaiter waiter(0, 20, std::chrono::seconds(30), &monitor);
     comm::MailboxReceiver<HostMemory> mailbox(memory);
     for (int message = 0; message < kMessages; ++message) {
         const comm::Message received = mailbox.begin(waiter, 0);

@@ -31,11 +31,12 @@ struct CallRecord {
     }
 };
 
-// One line of signal memory. `value` and `calls` are written by the signalling rank, `sleeping` by
+// One line of signal memory. All but `sleeping` are written by the signalling rank, `sleeping` by
 // the rank that owns the memory.
 struct alignas(kLineBytes) SignalLine {
     uint32_t value;
     uint32_t sleeping;
+    uint32_t core;  // where the signaller ran, see HostMemory; 0 before its first signal
     CallRecord calls[2];
 };
 static_assert(sizeof(SignalLine) == kLineBytes);
