@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Polls of one signal word before a wait sleeps. A poll and a pause take about 15 ns, so this is
-# roughly
-# 60 us: longer than two ranks' arrivals usually lie apart, shorter than a scheduler's slice.
+# roughly 60 us: longer than two ranks' arrivals usually lie apart, shorter than a scheduler's
+# slice.
 SPIN_WITH_OWN_CORES = 4000
 # With more ranks than cores the awaited rank may need the very core that spins.
 SPIN_OVERSUBSCRIBED = 50

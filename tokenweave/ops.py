@@ -1,13 +1,13 @@
 """The collectives of tokenweave on a world of CPU ranks.
 
 Every function here is collective: all ranks of the world call it with the same shapes, dtype and
-    options, in the same order. What a rank passes otherwise is noticed on all ranks before anything
-    moves (MismatchError). Results are private memory of the rank unless an `out` says otherwise.
-    None has a gradient, and each refuses inputs that want one. Inside torch.compile they become the
-    ops of tokenweave/torch_ops.py.
+options, in the same order. What a rank passes otherwise is noticed on all ranks before anything
+moves (MismatchError). Results are private memory of the rank unless an `out` says otherwise. None
+has a gradient, and each refuses inputs that want one. Inside torch.compile they become the ops of
+tokenweave/torch_ops.py.
 
 Errors common to all: ConfigError for a bad argument (this rank only, before it takes part),
-    MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
+MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
 """
 
 import math
@@ -53,24 +53,19 @@ def allreduce_rmsnorm(
 
     Args:
         x_partial: [..., hidden] bfloat16 or float32, contiguous: this rank's partial sum. Read
-            without a
-            copy if it lies in a SymmetricBuffer of the world or in `partial_sum_buffer`.
+            without a copy if it lies in a SymmetricBuffer of the world or in `partial_sum_buffer`.
         residual: like x_partial, equal on all ranks; or, row_sharded, [rows of this rank, hidden]
-            as
-            `tokenweave.plan.split_rows` deals them; or None for none.
+            as `tokenweave.plan.split_rows` deals them; or None for none.
         weight: [hidden], activation dtype or float32, equal on all ranks.
         eps: added to the mean square.
         bias: [hidden], activation dtype, added once (not per rank).
         weight_offset: 1.0 for Gemma's (1 + weight).
         residual_layout: "replicated": every rank gets all rows of the new residual. "row_sharded":
-            it gets
-            only its own, which then never travel between ranks.
+            it gets only its own, which then never travel between ranks.
         algorithm: "auto" lets `plan_reduction` choose; "one_shot" every rank reduces every row;
-            "two_shot"
-            each rank reduces its rows and the results are exchanged.
+            "two_shot" each rank reduces its rows and the results are exchanged.
         out, residual_out: where the results go, contiguous, same shape and dtype; residual_out may
-            be
-            `residual` itself (in place). Allocated when None. out may be a SharedOutput (needs a
+            be `residual` itself (in place). Allocated when None. out may be a SharedOutput (needs a
             row_sharded residual): normed is then one tensor that all ranks have mapped, read-only,
             until the call after the next one that is given the same SharedOutput.
 
@@ -78,7 +73,7 @@ def allreduce_rmsnorm(
         (normed, residual): normed [..., hidden] on all ranks; residual as residual_layout says.
 
     Example: world 2, rows 4, row_sharded: rank 0 reduces rows 0-1 and keeps their residual, rank 1
-        rows 2-3; both return all 4 normed rows.
+    rows 2-3; both return all 4 normed rows.
     """
     if torch.compiler.is_compiling() and not isinstance(out, SharedOutput):
         return torch_ops.traced_allreduce_rmsnorm(
