@@ -1,22 +1,10 @@
-#include "row_kernels.hpp"
+#include "row_kernels_of.hpp"
 #include "token/norm/vec16_scalar.hpp"
 
 namespace token::weave {
 
 const RowKernels& row_kernels_scalar() {
-    using norm::BFloat16;
-    using norm::Float32;
-    using Vec = norm::Vec16Scalar;
-    static constexpr RowKernels kKernels{
-        "scalar",
-        &norm::reduce_row<Vec, Float32, Float32>,
-        &norm::reduce_row<Vec, BFloat16, BFloat16>,
-        &norm::reduce_row<Vec, BFloat16, Float32>,
-        [](void* to, const void* from, size_t num_bytes) {
-            Vec::copy_streaming(to, from, num_bytes);
-        },
-        [] { Vec::end_streaming(); },
-    };
+    static constexpr RowKernels kKernels = row_kernels_of<norm::Vec16Scalar>("scalar");
     return kKernels;
 }
 
