@@ -83,12 +83,41 @@ class weave:
     def usable_row_kernels() -> list[str]: ...
     @staticmethod
     def choose_row_kernels(name: str) -> weave.RowKernels: ...
+
+    class PreparedReduction:
+        def __init__(
+            self,
+            kernels: weave.RowKernels,
+            operation: int,
+            rows: int,
+            hidden: int,
+            dtype: int,
+            weight_dtype: int,
+            out_dtype: int,
+            residual_is_sharded: bool,
+            algorithm: int,
+            output: int,
+            block_rows: int,
+            is_streaming: bool,
+        ) -> None: ...
+        def run(
+            self,
+            comm: fabric.Communicator,
+            x: int,
+            residual: int,
+            bias: int,
+            weight: int,
+            out: int,
+            residual_out: int,
+            eps: float,
+            weight_offset: float,
+        ) -> None: ...
+
     @staticmethod
-    def allreduce_rmsnorm(
+    def finish_rows(
         comm: fabric.Communicator,
         kernels: weave.RowKernels,
-        operation: int,
-        x: int,
+        sums: Sequence[int],
         residual: int,
         bias: int,
         weight: int,
@@ -100,11 +129,6 @@ class weave:
         weight_dtype: int,
         eps: float,
         weight_offset: float,
-        residual_is_sharded: bool,
-        algorithm: int,
-        output: int,
-        block_rows: int,
-        is_streaming: bool,
     ) -> None: ...
     @staticmethod
     def all_gather(

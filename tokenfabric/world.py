@@ -5,8 +5,9 @@ Not here: how ranks find each other (rendezvous.py), what runs on the world (tok
 
 import datetime
 import weakref
+from collections.abc import Hashable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,8 @@ class World:
         group_name: name under which torch ops find this world.
         timeout_s: deadline of every wait on another rank, seconds.
         num_threads: threads of this rank's kernels.
+        prepared: what the packages above have settled once for calls of one shape, by a key of
+            theirs; emptied by `close`.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class World:
         self._owns_group = owns_group
         self._comm: native.fabric.Communicator | None = None
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
+        self.prepared: dict[Hashable, Any] = {}
         self._isa = env.isa()
         self.row_kernels = native.weave.choose_row_kernels(self._isa)
         settings = MeshSettings(
@@ -236,6 +240,7 @@ class World:
         for buffer in list(self._buffers):
             buffer.close()
         self._comm = None
+        self.prepared.clear()
         if _worlds.get(self.group_name) is self:
             del _worlds[self.group_name]
         if self._owns_group and dist.is_initialized():

@@ -11,7 +11,8 @@ MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,21 +81,61 @@ def allreduce_rmsnorm(
             x_partial, residual, weight, bias, eps, weight_offset, residual_layout, algorithm,
             world.group_name, out, residual_out,
         )  # fmt: skip
-    num_tokens, hidden = checks.activation("x_partial", x_partial)
-    output: Output = "shared" if isinstance(out, SharedOutput) else "private"
-    plan = plan_on(world, x_partial.dtype, num_tokens, hidden, algorithm, output, residual_layout)
-    rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
-    checks.like("residual", residual, rows_shape, x_partial.dtype)
-    checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
-    checks.vector("bias", bias, hidden, (x_partial.dtype,))
+    key = (x_partial.shape, x_partial.dtype, weight.dtype, residual_layout, algorithm,
+           isinstance(out, SharedOutput))  # fmt: skip
+    call: _FusedCall | None = world.prepared.get(key)
+    if call is None:
+        call = _prepare_fused(world, x_partial, weight, *key[3:])
+        _remember(world, key, call)
+    shape, dtype, is_ready = key[0], key[1], checks.is_ready
+    if not (
+        is_ready(x_partial, shape, dtype)
+        and is_ready(weight, call.weight_shape, weight.dtype)
+        and (residual is None or is_ready(residual, call.rows_shape, dtype))
+        and (bias is None or is_ready(bias, call.weight_shape, dtype))
+    ):
+        checks.any_dtype("x_partial", x_partial)
+        checks.like("weight", weight, call.weight_shape, weight.dtype)
+        checks.like("residual", residual, call.rows_shape, dtype)
+        checks.like("bias", bias, call.weight_shape, dtype)
     checks.no_gradient(x_partial=x_partial, residual=residual, weight=weight, bias=bias)
     if isinstance(out, SharedOutput):
-        normed_address, normed = out.slot(x_partial.shape, x_partial.dtype)
+        normed_address, normed = out.slot(shape, dtype)
     else:
-        normed = checks.output("out", out, x_partial.shape, x_partial.dtype)
+        normed = checks.output("out", out, shape, dtype)
         normed_address = address(normed)
-    residual_out = checks.output("residual_out", residual_out, rows_shape, x_partial.dtype)
-    reduction = PreparedReduction(
+    residual_out = checks.output("residual_out", residual_out, call.rows_shape, dtype)
+    call.reduce(
+        world, x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset
+    )
+    if isinstance(out, SharedOutput):
+        out.advance()
+    return normed, residual_out
+
+
+@dataclass(frozen=True, slots=True)
+class _FusedCall:
+    """What `allreduce_rmsnorm` settles once per shape and options."""
+
+    reduce: PreparedReduction
+    rows_shape: torch.Size
+    """Of this rank's residual."""
+    weight_shape: torch.Size
+
+
+def _prepare_fused(
+    world: "World",
+    x_partial: torch.Tensor,
+    weight: torch.Tensor,
+    residual_layout: ResidualLayout,
+    algorithm: Algorithm,
+    is_shared: bool,
+) -> _FusedCall:
+    num_tokens, hidden = checks.activation("x_partial", x_partial)
+    checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
+    output: Output = "shared" if is_shared else "private"
+    plan = plan_on(world, x_partial.dtype, num_tokens, hidden, algorithm, output, residual_layout)
+    reduce = PreparedReduction(
         world,
         plan,
         native.weave.OP_ALLREDUCE_RMSNORM,
@@ -103,10 +144,18 @@ def allreduce_rmsnorm(
         dtype=x_partial.dtype,
         weight_dtype=weight.dtype,
     )
-    reduction(x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset)
-    if isinstance(out, SharedOutput):
-        out.advance()
-    return normed, residual_out
+    rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
+    return _FusedCall(reduce, rows_shape, torch.Size((hidden,)))
+
+
+# A server meets a few hundred shapes; more than this are not worth the memory of keeping them.
+_MOST_PREPARED = 4096
+
+
+def _remember(world: "World", key: Hashable, call: _FusedCall) -> None:
+    if len(world.prepared) >= _MOST_PREPARED:
+        world.prepared.clear()
+    world.prepared[key] = call
 
 
 def all_reduce(
@@ -139,7 +188,7 @@ def all_reduce(
         hidden=row_elems,
         dtype=x.dtype,
     )
-    reduction(x, None, None, None, address(out), None, 0.0, 0.0)
+    reduction(world, x, None, None, None, address(out), None, 0.0, 0.0)
     return out
 
 
@@ -168,7 +217,7 @@ def reduce_scatter(
         hidden=hidden,
         dtype=x.dtype,
     )
-    reduction(x, None, None, None, address(out), None, 0.0, 0.0)
+    reduction(world, x, None, None, None, address(out), None, 0.0, 0.0)
     return out
 
 

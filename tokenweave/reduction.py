@@ -148,6 +148,7 @@ class _FusedStep:
         *,
         keep_residuals: bool,
     ):
+        self._world = world
         self._reduce = PreparedReduction(
             world,
             plan,
@@ -183,6 +184,7 @@ class _FusedStep:
         else:
             residual_out = torch.empty(self._own_rows or x_partial.shape, dtype=dtype)
         self._reduce(
+            self._world,
             x_partial.contiguous(),
             residual,
             bias,

@@ -63,28 +63,39 @@ std::vector<unsigned char> encode(const std::vector<float>& from, bool is_bf16) 
     return to;
 }
 
+struct Types {
+    DType input, activation, weight;
+};
+constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16;
+constexpr Types kAllTypes[] = {{kF32, kF32, kF32},
+                               {kBf16, kBf16, kBf16},
+                               {kBf16, kBf16, kF32},
+                               {kBf16, kF32, kF32},
+                               {kF32, kBf16, kBf16},
+                               {kF32, kBf16, kF32}};
+
 Row reduce(const RowKernels& kernels,
-           bool is_bf16,
-           bool weight_is_f32,
+           const Types& types,
            bool has_norm,
            const std::vector<std::vector<unsigned char>>& inputs,
            const std::vector<unsigned char>& residual,
            const std::vector<unsigned char>& weight,
            const std::vector<unsigned char>& bias,
            int64_t hidden) {
-    const size_t bytes = hidden * (is_bf16 ? 2 : 4);
+    const size_t bytes = hidden * element_bytes(types.activation);
     Row row{std::vector<unsigned char>(bytes + kCanary, 0xab),
             std::vector<unsigned char>(bytes + kCanary, 0xab)};
     std::vector<const void*> pointers;
     for (const auto& input : inputs) {
         pointers.push_back(input.data());
     }
-    std::vector<float> scratch(hidden, std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> scratch(norm::scratch_elements(hidden),
+                               std::numeric_limits<float>::quiet_NaN());
     norm::RowArgs args{};
     args.inputs = pointers.data();
     args.num_inputs = static_cast<int>(inputs.size());
     args.hidden = hidden;
-    args.residual = residual.data();
+    args.residual = residual.empty() ? nullptr : residual.data();
     args.bias = bias.empty() ? nullptr : bias.data();
     args.weight = has_norm ? weight.data() : nullptr;
     args.weight_offset = 1.0f;
@@ -92,8 +103,7 @@ Row reduce(const RowKernels& kernels,
     args.scratch = scratch.data();
     args.out = row.out.data();
     args.residual_out = row.residual.data();
-    kernels.pick(is_bf16 ? DType::kBFloat16 : DType::kFloat32,
-                 is_bf16 && !weight_is_f32 ? DType::kBFloat16 : DType::kFloat32)(args);
+    kernels.pick(types.input, types.activation, types.weight)(args);
     for (int i = 0; i < kCanary; ++i) {
         EXPECT_EQ(int{row.out[bytes + i]}, 0xab);
         EXPECT_EQ(int{row.residual[bytes + i]}, 0xab);
@@ -123,46 +133,61 @@ bool same_bits(const std::vector<unsigned char>& a,
 void bodies_agree() {
     std::mt19937 random(7);
     const auto bodies = weave::usable_row_kernels();
-    for (int64_t hidden : {1, 7, 15, 16, 17, 63, 64, 65, 127, 128, 576, 1000, 4096 + 3}) {
-        for (int num_ranks : {1, 2, 3, 8}) {
-            for (bool is_bf16 : {false, true}) {
+    const auto draw = [&](int64_t hidden, bool special, DType dtype) {
+        return encode(values(random, hidden, special), dtype == kBf16);
+    };
+    for (int64_t hidden : {1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 576, 1000, 4099}) {
+        for (int num_ranks : {1, 2, 3, 4, 8}) {
+            for (const Types& types : kAllTypes) {
                 for (bool special : {false, true}) {
                     std::vector<std::vector<unsigned char>> inputs;
                     for (int rank = 0; rank < num_ranks; ++rank) {
-                        inputs.push_back(encode(values(random, hidden, special), is_bf16));
+                        inputs.push_back(draw(hidden, special, types.input));
                     }
-                    const auto residual = encode(values(random, hidden, special), is_bf16);
-                    const bool weight_is_f32 = !is_bf16 || hidden % 2 == 0;
-                    const auto weight = encode(values(random, hidden, false), !weight_is_f32);
-                    const auto bias = num_ranks == 3
-                                          ? encode(values(random, hidden, false), is_bf16)
-                                          : std::vector<unsigned char>();
+                    const auto residual = draw(hidden, special, types.activation);
+                    const auto weight = draw(hidden, false, types.weight);
+                    const auto bias = num_ranks == 3 ? draw(hidden, false, types.activation)
+                                                     : std::vector<unsigned char>();
                     for (bool has_norm : {true, false}) {
-                        const Row scalar = reduce(weave::row_kernels_scalar(),
-                                                  is_bf16,
-                                                  weight_is_f32,
-                                                  has_norm,
-                                                  inputs,
-                                                  residual,
-                                                  weight,
-                                                  bias,
-                                                  hidden);
+                        const auto run = [&](const RowKernels& body) {
+                            return reduce(
+                                body, types, has_norm, inputs, residual, weight, bias, hidden);
+                        };
+                        const Row scalar = run(weave::row_kernels_scalar());
                         for (const RowKernels* body : bodies) {
-                            const Row other = reduce(*body,
-                                                     is_bf16,
-                                                     weight_is_f32,
-                                                     has_norm,
-                                                     inputs,
-                                                     residual,
-                                                     weight,
-                                                     bias,
-                                                     hidden);
+                            const Row other = run(*body);
+                            const bool is_bf16 = types.activation == kBf16;
                             EXPECT(same_bits(other.out, scalar.out, is_bf16));
                             EXPECT(same_bits(other.residual, scalar.residual, is_bf16));
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+// Sums taken in fp32 on the way and rounded at the end are the sums rounded at once: what hosts
+// exchange loses nothing. The first host's ranks come first, so one host of all ranks keeps the
+// order.
+void two_halves_are_the_whole() {
+    std::mt19937 random(5);
+    for (int64_t hidden : {1, 33, 1000}) {
+        std::vector<std::vector<unsigned char>> inputs;
+        for (int rank = 0; rank < 3; ++rank) {
+            inputs.push_back(encode(values(random, hidden, true), true));
+        }
+        const auto residual = encode(values(random, hidden, true), true);
+        const auto weight = encode(values(random, hidden, false), true);
+        for (const RowKernels* body : weave::usable_row_kernels()) {
+            const Row whole =
+                reduce(*body, {kBf16, kBf16, kBf16}, true, inputs, residual, weight, {}, hidden);
+            Row sum = reduce(*body, {kBf16, kF32, kF32}, false, inputs, {}, {}, {}, hidden);
+            sum.out.resize(hidden * sizeof(float));
+            const Row finished =
+                reduce(*body, {kF32, kBf16, kBf16}, true, {sum.out}, residual, weight, {}, hidden);
+            EXPECT(finished.out == whole.out);
+            EXPECT(finished.residual == whole.residual);
         }
     }
 }
@@ -212,8 +237,7 @@ void close_to_fp64() {
     const double scale = 1 / std::sqrt(squares / kHidden + 1e-6);
     for (const RowKernels* body : weave::usable_row_kernels()) {
         const Row row = reduce(*body,
-                               false,
-                               true,
+                               {kF32, kF32, kF32},
                                true,
                                inputs,
                                encode(residual, false),
@@ -240,6 +264,7 @@ void an_unknown_body_is_refused() {
 
 int main() {
     bodies_agree();
+    two_halves_are_the_whole();
     every_bf16_passes_unchanged();
     close_to_fp64();
     an_unknown_body_is_refused();

@@ -38,14 +38,15 @@ class Reduction {
         : group_(group),
           params_(params),
           kernels_(kernels),
-          kernel_(kernels.pick(params.dtype, params.weight_dtype)),
+          kernel_(kernels.pick(params.dtype, params.out_dtype, params.weight_dtype)),
           row_bytes_(params.hidden * element_bytes(params.dtype)),
+          out_row_bytes_(params.hidden * element_bytes(params.out_dtype)),
           own_(split_rows(params.rows, group.size(), group.rank())),
           is_alone_(group.size() == 1) {
         find_inputs();
         if (params.weight != nullptr) {
-            scratch_ = std::make_unique_for_overwrite<float[]>(group.threads().num_threads() *
-                                                               params.hidden);
+            scratch_ = std::make_unique_for_overwrite<float[]>(
+                group.threads().num_threads() * norm::scratch_elements(params.hidden));
         }
     }
 
@@ -69,7 +70,8 @@ class Reduction {
         options.add(params_.residual != nullptr).add(params_.residual_out != nullptr);
         options.add(params_.bias != nullptr)
             .add(params_.weight != nullptr)
-            .add(params_.weight_dtype);
+            .add(params_.weight_dtype)
+            .add(params_.out_dtype);
         options.add(is_symmetric()).add(in_partial_slot_).add(region_offset_);
         comm::CallRecord call;
         call.operation = static_cast<uint32_t>(params_.operation);
@@ -252,7 +254,9 @@ class Reduction {
             args.weight_offset = params_.weight_offset;
             args.eps = params_.eps;
             args.is_streaming = params_.plan.is_streaming;
-            args.scratch = scratch_ ? scratch_.get() + thread * params_.hidden : nullptr;
+            args.scratch = scratch_
+                               ? scratch_.get() + thread * norm::scratch_elements(params_.hidden)
+                               : nullptr;
             const bool own_rows_only = is_two_shot && params_.plan.output == Output::kOwnRows;
             // Without a norm or a bias the elements do not know of rows: one call for all.
             const int64_t step = is_elementwise() ? std::max<int64_t>(part.count(), 1) : 1;
@@ -262,9 +266,10 @@ class Reduction {
                     inputs[rank] = input_of(rank, row);
                 }
                 const int64_t residual_row = params_.residual_is_sharded ? row - own_.start : row;
-                args.residual = offset(params_.residual, residual_row);
-                args.residual_out = offset(params_.residual_out, residual_row);
-                args.out = offset(params_.out, own_rows_only ? row - own_.start : row);
+                args.residual = offset(params_.residual, residual_row, row_bytes_);
+                args.residual_out = offset(params_.residual_out, residual_row, row_bytes_);
+                args.out =
+                    offset(params_.out, own_rows_only ? row - own_.start : row, out_row_bytes_);
                 if (staging != nullptr) {
                     args.out_copy = staging + (row - first_row) * row_bytes_;
                     args.residual_copy =
@@ -279,11 +284,11 @@ class Reduction {
         });
     }
 
-    const void* offset(const void* base, int64_t row) const {
-        return base == nullptr ? nullptr : static_cast<const std::byte*>(base) + row * row_bytes_;
+    static const void* offset(const void* base, int64_t row, int64_t row_bytes) {
+        return base == nullptr ? nullptr : static_cast<const std::byte*>(base) + row * row_bytes;
     }
-    void* offset(void* base, int64_t row) const {
-        return base == nullptr ? nullptr : static_cast<std::byte*>(base) + row * row_bytes_;
+    static void* offset(void* base, int64_t row, int64_t row_bytes) {
+        return base == nullptr ? nullptr : static_cast<std::byte*>(base) + row * row_bytes;
     }
 
     void copy_out(int64_t index, int64_t block) {
@@ -293,9 +298,11 @@ class Reduction {
                 share_block(split_rows(params_.rows, group_.size(), rank), index, block);
             const std::byte* staging = group_.staging_out(rank, static_cast<int>(index & 1));
             const int64_t num_bytes = rows.count() * row_bytes_;
-            deliver(offset(params_.out, rows.start), staging, num_bytes);
+            deliver(offset(params_.out, rows.start, row_bytes_), staging, num_bytes);
             if (residual_travels()) {
-                deliver(offset(params_.residual_out, rows.start), staging + num_bytes, num_bytes);
+                deliver(offset(params_.residual_out, rows.start, row_bytes_),
+                        staging + num_bytes,
+                        num_bytes);
             }
         }
     }
@@ -318,6 +325,7 @@ class Reduction {
     const RowKernels& kernels_;
     const RowKernel kernel_;
     const int64_t row_bytes_;
+    const int64_t out_row_bytes_;
     const RowRange own_;
     const bool is_alone_;
     bool in_partial_slot_ = false;
@@ -330,6 +338,15 @@ void check(const HostGroup& group, const AllReduceRmsNormParams& params) {
     TOKEN_CHECK(params.dtype == DType::kFloat32 || params.dtype == DType::kBFloat16,
                 "only float32 and bfloat16 are reduced, got ",
                 dtype_name(params.dtype));
+    TOKEN_CHECK(
+        params.out_dtype == params.dtype ||
+            (params.out_dtype == DType::kFloat32 && params.plan.output == Output::kOwnRows &&
+             params.weight == nullptr && params.bias == nullptr && params.residual == nullptr),
+        "sums of ",
+        dtype_name(params.dtype),
+        " come out as ",
+        dtype_name(params.out_dtype),
+        " only from a plain reduce-scatter to float32");
     TOKEN_CHECK(params.rows >= 0 && params.hidden > 0,
                 "rows must be >= 0 and hidden > 0, got ",
                 params.rows,

@@ -48,6 +48,7 @@ struct AllReduceRmsNormParams {
     int64_t hidden = 0;
     DType dtype = DType::kFloat32;
     DType weight_dtype = DType::kFloat32;
+    DType out_dtype = DType::kFloat32;  // dtype; or float32 for an unrounded reduce-scatter
     // numbers
     float eps = 0.0f;
     float weight_offset = 0.0f;
@@ -64,6 +65,25 @@ struct AllReduceRmsNormParams {
 void allreduce_rmsnorm(comm::HostGroup& group,
                        const RowKernels& kernels,
                        const AllReduceRmsNormParams& params);
+
+struct FinishRowsParams {
+    std::vector<const void*> sums;   // [rows, hidden] fp32 each: unrounded sums of one host's ranks
+    const void* residual = nullptr;  // [rows, hidden]; may be null
+    const void* bias = nullptr;      // [hidden]; may be null
+    const void* weight = nullptr;    // [hidden]; null: no norm
+    void* out = nullptr;             // [rows, hidden]
+    void* residual_out = nullptr;    // [rows, hidden]; may be null, may be `residual`
+    int64_t rows = 0;
+    int64_t hidden = 0;
+    DType dtype = DType::kFloat32;
+    DType weight_dtype = DType::kFloat32;
+    float eps = 0.0f;
+    float weight_offset = 0.0f;
+};
+
+// The second half of a reduction over several hosts, on this rank alone: adds the hosts' sums in
+// the given order, rounds once, and goes on as allreduce_rmsnorm does.
+void finish_rows(ThreadPool& threads, const RowKernels& kernels, const FinishRowsParams& params);
 
 // Rank r's input is [rows, column_bytes[r]]; out is [rows, sum(column_bytes)] with the ranks'
 // columns side by side in rank order. One row gathers flat tensors.

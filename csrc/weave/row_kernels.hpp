@@ -16,15 +16,24 @@ struct RowKernels {
     RowKernel float32;
     RowKernel bfloat16;
     RowKernel bfloat16_weight_float32;
+    // Between hosts sums travel in fp32: not rounded on the way, once at the end.
+    RowKernel bfloat16_to_float32;
+    RowKernel float32_to_bfloat16;
+    RowKernel float32_to_bfloat16_weight_float32;
     // For results larger than the caches: see ReductionPlan::is_streaming.
     void (*copy_streaming)(void* to, const void* from, size_t num_bytes);
     void (*end_streaming)();
 
-    RowKernel pick(DType activation, DType weight) const {
+    // input: of the partial sums; activation: of residual, bias and results.
+    RowKernel pick(DType input, DType activation, DType weight) const {
+        const bool weight_is_float32 = weight == DType::kFloat32;
         if (activation == DType::kFloat32) {
-            return float32;
+            return input == DType::kFloat32 ? float32 : bfloat16_to_float32;
         }
-        return weight == DType::kFloat32 ? bfloat16_weight_float32 : bfloat16;
+        if (input == DType::kFloat32) {
+            return weight_is_float32 ? float32_to_bfloat16_weight_float32 : float32_to_bfloat16;
+        }
+        return weight_is_float32 ? bfloat16_weight_float32 : bfloat16;
     }
 };
 

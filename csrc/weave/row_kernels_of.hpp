@@ -15,6 +15,9 @@ constexpr RowKernels row_kernels_of(const char* name) {
         &norm::reduce_row<Vec, Float32, Float32>,
         &norm::reduce_row<Vec, BFloat16, BFloat16>,
         &norm::reduce_row<Vec, BFloat16, Float32>,
+        &norm::reduce_row_of<Vec, BFloat16, Float32, Float32, 0>,
+        &norm::reduce_row_of<Vec, Float32, BFloat16, BFloat16, 0>,
+        &norm::reduce_row_of<Vec, Float32, BFloat16, Float32, 0>,
         [](void* to, const void* from, size_t num_bytes) {
             Vec::copy_streaming(to, from, num_bytes);
         },

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "token/common/host_device.hpp"
+#include "token/norm/lanes.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -10,32 +11,56 @@
 
 namespace token::norm {
 
-// Rounds to bf16 with integer arithmetic: runs on every AVX-512 CPU.
+// Rounds even and odd elements to bf16 with integer arithmetic: runs on every AVX-512 CPU.
 struct NarrowByIntegers {
-    static TOKEN_INLINE __m256i narrow(__m512 value) {
+    static TOKEN_INLINE __m512i narrow(__m512 even, __m512 odd) {
+        __m512i even_bits = rounded(even);
+        __m512i odd_bits = rounded(odd);
+        if (__builtin_expect(_mm512_cmp_ps_mask(even, odd, _CMP_UNORD_Q) != 0, 0)) {
+            even_bits = nan_to_quiet(even, even_bits);
+            odd_bits = nan_to_quiet(odd, odd_bits);
+        }
+        constexpr __mmask32 kHighHalves = 0xaaaaaaaa;
+        return _mm512_mask_blend_epi16(kHighHalves, _mm512_srli_epi32(even_bits, 16), odd_bits);
+    }
+
+  private:
+    // The upper half of each lane is the rounded value.
+    static TOKEN_INLINE __m512i rounded(__m512 value) {
         const __m512i bits = _mm512_castps_si512(value);
         const __m512i lowest_kept =
             _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        const __m512i rounded =
-            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
-        const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-        return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(
-            _mm512_srli_epi32(rounded, 16), is_nan, _mm512_set1_epi32(0x7fc0)));
+        return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), lowest_kept);
+    }
+    static TOKEN_INLINE __m512i nan_to_quiet(__m512 value, __m512i bits) {
+        return _mm512_mask_mov_epi32(
+            bits, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
     }
 };
 
 #if defined(__AVX512BF16__)
-// Rounds with vcvtneps2bf16 (AVX512_BF16), which flushes denormals to zero and keeps NaN payloads:
+// Rounds with vcvtne2ps2bf16 (AVX512_BF16), which flushes denormals to zero and keeps NaN payloads:
 // the numbers contract wants neither, so vectors that hold such lanes, hardly ever, take the other
 // way.
 struct NarrowByInstruction {
-    static TOKEN_INLINE __m256i narrow(__m512 value) {
+    static TOKEN_INLINE __m512i narrow(__m512 even, __m512 odd) {
         constexpr int kQuietNan = 0x01, kDenormal = 0x20, kSignallingNan = 0x80;
-        if (__builtin_expect(
-                _mm512_fpclass_ps_mask(value, kQuietNan | kDenormal | kSignallingNan) != 0, 0)) {
-            return NarrowByIntegers::narrow(value);
+        constexpr int kSpecial = kQuietNan | kDenormal | kSignallingNan;
+        const __mmask16 special =
+            _mm512_fpclass_ps_mask(even, kSpecial) | _mm512_fpclass_ps_mask(odd, kSpecial);
+        if (__builtin_expect(special != 0, 0)) {
+            return NarrowByIntegers::narrow(even, odd);
         }
-        return (__m256i)_mm512_cvtneps_pbh(value);
+        return _mm512_permutexvar_epi16(interleave(), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+    }
+
+  private:
+    // 0, 16, 1, 17, ..: the even elements come out of the instruction before the odd ones.
+    static TOKEN_INLINE __m512i interleave() {
+        const __m512i lane = _mm512_cvtepi16_epi32(
+            _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        return _mm512_or_si512(
+            lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
     }
 };
 #endif
@@ -45,29 +70,51 @@ struct Vec16Avx512 {
     static constexpr int kLanes = 16;
     __m512 reg;
 
-    struct Half {  // bf16
-        __m256i reg;
+    struct Bf16x32 {
+        __m512i reg;
     };
+    using Pair = norm::Pair<Vec16Avx512>;
 
     static TOKEN_INLINE Vec16Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }
 
     static TOKEN_INLINE Vec16Avx512 load(const float* from, int n) {
         return {n == kLanes ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask(n), from)};
     }
-    static TOKEN_INLINE Half load_half(const uint16_t* from, int n) {
-        return {n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
-                            : _mm256_maskz_loadu_epi16(mask(n), from)};
+    static TOKEN_INLINE Bf16x32 load_bf16(const uint16_t* from, int n) {
+        return {n == kPairLanes ? _mm512_loadu_si512(from)
+                                : _mm512_maskz_loadu_epi16(pair_mask(n), from)};
     }
-    static TOKEN_INLINE Vec16Avx512 widen(const Half& half) {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half.reg), 16))};
+    // To even and odd elements.
+    static TOKEN_INLINE Pair widen(const Bf16x32& from) {
+        return {{_mm512_castsi512_ps(_mm512_slli_epi32(from.reg, 16))},
+                {_mm512_castsi512_ps(
+                    _mm512_and_si512(from.reg, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))}};
+    }
+    // From even and odd elements.
+    static TOKEN_INLINE Bf16x32 narrow(const Pair& from) {
+        return {Narrowing::narrow(from.first.reg, from.second.reg)};
+    }
+    static TOKEN_INLINE Pair to_even_odd(const Pair& linear) {
+        const __m512i even =
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+        return {{_mm512_permutex2var_ps(linear.first.reg, even, linear.second.reg)},
+                {_mm512_permutex2var_ps(linear.first.reg, odd, linear.second.reg)}};
+    }
+    static TOKEN_INLINE Pair to_linear(const Pair& even_odd) {
+        const __m512i low =
+            _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        const __m512i high = _mm512_or_si512(low, _mm512_set1_epi32(8));
+        return {{_mm512_permutex2var_ps(even_odd.first.reg, low, even_odd.second.reg)},
+                {_mm512_permutex2var_ps(even_odd.first.reg, high, even_odd.second.reg)}};
     }
 
     // Streaming stores write whole lines to memory without reading them first and leave the cache
     // to others. `to` is a multiple of kStreamAlignment.
     static constexpr int kStreamAlignment = 64;
     TOKEN_INLINE void store_streaming(float* to) const { _mm512_stream_ps(to, reg); }
-    static TOKEN_INLINE void store_half_streaming(uint16_t* to, const Half& half) {
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), half.reg);
+    static TOKEN_INLINE void store_bf16_streaming(uint16_t* to, const Bf16x32& from) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), from.reg);
     }
     static TOKEN_INLINE void copy_streaming(void* to, const void* from, size_t num_bytes) {
         auto* target = static_cast<unsigned char*>(to);
@@ -92,14 +139,13 @@ struct Vec16Avx512 {
             _mm512_mask_storeu_ps(to, mask(n), reg);
         }
     }
-    static TOKEN_INLINE void store_half(uint16_t* to, int n, const Half& half) {
-        if (n == kLanes) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half.reg);
+    static TOKEN_INLINE void store_bf16(uint16_t* to, int n, const Bf16x32& from) {
+        if (n == kPairLanes) {
+            _mm512_storeu_si512(to, from.reg);
         } else {
-            _mm256_mask_storeu_epi16(to, mask(n), half.reg);
+            _mm512_mask_storeu_epi16(to, pair_mask(n), from.reg);
         }
     }
-    TOKEN_INLINE Half narrow() const { return {Narrowing::narrow(reg)}; }
 
     friend TOKEN_INLINE Vec16Avx512 operator+(const Vec16Avx512& a, const Vec16Avx512& b) {
         return {_mm512_add_ps(a.reg, b.reg)};
@@ -110,6 +156,9 @@ struct Vec16Avx512 {
 
   private:
     static TOKEN_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+    static TOKEN_INLINE __mmask32 pair_mask(int n) {
+        return static_cast<__mmask32>((uint64_t{1} << n) - 1);
+    }
 };
 
 }  // namespace token::norm

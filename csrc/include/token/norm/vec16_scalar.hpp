@@ -3,6 +3,7 @@
 #pragma once
 
 #include "token/common/host_device.hpp"
+#include "token/norm/lanes.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -14,9 +15,10 @@ struct Vec16Scalar {
     static constexpr int kLanes = 16;
     float lane[kLanes];
 
-    struct Half {  // bf16
-        uint16_t lane[kLanes];
+    struct Bf16x32 {
+        uint16_t lane[kPairLanes];
     };
+    using Pair = norm::Pair<Vec16Scalar>;
 
     static TOKEN_INLINE Vec16Scalar broadcast(float value) {
         Vec16Scalar v;
@@ -34,27 +36,58 @@ struct Vec16Scalar {
         }
         return v;
     }
-    static TOKEN_INLINE Half load_half(const uint16_t* from, int n) {
-        Half half{};
+    static TOKEN_INLINE Bf16x32 load_bf16(const uint16_t* from, int n) {
+        Bf16x32 packed{};
         for (int i = 0; i < n; ++i) {
-            half.lane[i] = from[i];
+            packed.lane[i] = from[i];
         }
-        return half;
+        return packed;
     }
-    static TOKEN_INLINE Vec16Scalar widen(const Half& half) {
-        Vec16Scalar v;
+    // To even and odd elements.
+    static TOKEN_INLINE Pair widen(const Bf16x32& from) {
+        Pair pair;
         for (int i = 0; i < kLanes; ++i) {
-            const uint32_t bits = uint32_t{half.lane[i]} << 16;
-            std::memcpy(&v.lane[i], &bits, sizeof(bits));
+            pair.first.lane[i] = widen_lane(from.lane[2 * i]);
+            pair.second.lane[i] = widen_lane(from.lane[2 * i + 1]);
         }
-        return v;
+        return pair;
+    }
+    // From even and odd elements. Rounds to nearest even, denormals kept, every NaN as 0x7fc0 (as
+    // torch does).
+    static TOKEN_INLINE Bf16x32 narrow(const Pair& from) {
+        Bf16x32 packed;
+        for (int i = 0; i < kLanes; ++i) {
+            packed.lane[2 * i] = round_lane(from.first.lane[i]);
+            packed.lane[2 * i + 1] = round_lane(from.second.lane[i]);
+        }
+        return packed;
+    }
+    static TOKEN_INLINE Pair to_even_odd(const Pair& linear) {
+        Pair pair;
+        for (int i = 0; i < kLanes; ++i) {
+            const Vec16Scalar& half = i < kLanes / 2 ? linear.first : linear.second;
+            const int at = 2 * (i % (kLanes / 2));
+            pair.first.lane[i] = half.lane[at];
+            pair.second.lane[i] = half.lane[at + 1];
+        }
+        return pair;
+    }
+    static TOKEN_INLINE Pair to_linear(const Pair& even_odd) {
+        Pair pair;
+        for (int i = 0; i < kLanes; ++i) {
+            Vec16Scalar& half = i < kLanes / 2 ? pair.first : pair.second;
+            const int at = 2 * (i % (kLanes / 2));
+            half.lane[at] = even_odd.first.lane[i];
+            half.lane[at + 1] = even_odd.second.lane[i];
+        }
+        return pair;
     }
 
     // Streaming stores go around the cache where the CPU can. This body has only the plain ones.
     static constexpr int kStreamAlignment = 1;
     TOKEN_INLINE void store_streaming(float* to) const { store(to, kLanes); }
-    static TOKEN_INLINE void store_half_streaming(uint16_t* to, const Half& half) {
-        store_half(to, kLanes, half);
+    static TOKEN_INLINE void store_bf16_streaming(uint16_t* to, const Bf16x32& from) {
+        store_bf16(to, kPairLanes, from);
     }
     static TOKEN_INLINE void copy_streaming(void* to, const void* from, size_t num_bytes) {
         std::memcpy(to, from, num_bytes);
@@ -66,18 +99,10 @@ struct Vec16Scalar {
             to[i] = lane[i];
         }
     }
-    static TOKEN_INLINE void store_half(uint16_t* to, int n, const Half& half) {
+    static TOKEN_INLINE void store_bf16(uint16_t* to, int n, const Bf16x32& from) {
         for (int i = 0; i < n; ++i) {
-            to[i] = half.lane[i];
+            to[i] = from.lane[i];
         }
-    }
-    // Round to nearest even, denormals kept, every NaN as 0x7fc0 (as torch does).
-    TOKEN_INLINE Half narrow() const {
-        Half half;
-        for (int i = 0; i < kLanes; ++i) {
-            half.lane[i] = round_lane(lane[i]);
-        }
-        return half;
     }
 
     friend TOKEN_INLINE Vec16Scalar operator+(const Vec16Scalar& a, const Vec16Scalar& b) {
@@ -96,6 +121,12 @@ struct Vec16Scalar {
     }
 
   private:
+    static TOKEN_INLINE float widen_lane(uint16_t value) {
+        const uint32_t bits = uint32_t{value} << 16;
+        float widened;
+        std::memcpy(&widened, &bits, sizeof(widened));
+        return widened;
+    }
     static TOKEN_INLINE uint16_t round_lane(float value) {
         uint32_t bits;
         std::memcpy(&bits, &value, sizeof(bits));
