@@ -1,9 +1,12 @@
 #include "../fabric/communicator.hpp"
 #include "bindings.hpp"
+#include "segment_view.hpp"
 #include "token/comm/host_memory.hpp"
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace token::bindings {
@@ -29,28 +32,20 @@ void check_interrupt() {
     }
 }
 
-class SegmentView {
-  public:
-    SegmentView(std::shared_ptr<Segment> segment, bool is_readonly)
-        : segment_(std::move(segment)), is_readonly_(is_readonly) {}
-
-    // Tensors made from the buffer hold this object, and with it the mapping, for as long as they
-    // live.
-    py::buffer_info buffer() const {
-        return py::buffer_info(
-            segment_->data(), 1, "B", 1, {segment_->num_bytes()}, {1}, is_readonly_);
-    }
-    uintptr_t address() const { return reinterpret_cast<uintptr_t>(segment_->data()); }
-    int64_t num_bytes() const { return segment_->num_bytes(); }
-
-  private:
-    std::shared_ptr<Segment> segment_;
-    bool is_readonly_;
-};
-
 }  // namespace
 
 void bind_fabric(py::module_& module) {
+    module.attr("OP_BARRIER") = static_cast<int>(comm::Operation::kBarrier);
+    module.attr("OP_ALLREDUCE_RMSNORM") = static_cast<int>(comm::Operation::kAllReduceRmsNorm);
+    module.attr("OP_ALL_REDUCE") = static_cast<int>(comm::Operation::kAllReduce);
+    module.attr("OP_REDUCE_SCATTER") = static_cast<int>(comm::Operation::kReduceScatter);
+    module.attr("OP_ALL_GATHER") = static_cast<int>(comm::Operation::kAllGather);
+    module.attr("OP_BROADCAST") = static_cast<int>(comm::Operation::kBroadcast);
+    module.attr("OP_MESSAGES") = static_cast<int>(comm::Operation::kMessages);
+    module.def(
+        "operation_name",
+        [](int operation) { return comm::operation_name(static_cast<comm::Operation>(operation)); },
+        py::arg("operation"));
     module.def("available_memory_bytes",
                &fabric::available_memory_bytes,
                "Memory this process may still take, the cgroup's limit included.");
@@ -96,7 +91,9 @@ void bind_fabric(py::module_& module) {
                          double timeout_s,
                          int64_t partial_bytes,
                          int64_t staging_bytes,
-                         uint32_t base_epoch) {
+                         uint32_t base_epoch,
+                         int first_rank,
+                         int world_size) {
                  CommunicatorOptions options;
                  options.num_threads = num_threads;
                  options.spin_count = spin_count;
@@ -104,6 +101,8 @@ void bind_fabric(py::module_& module) {
                  options.partial_bytes = partial_bytes;
                  options.staging_bytes = staging_bytes;
                  options.base_epoch = base_epoch;
+                 options.first_rank = first_rank;
+                 options.world_size = world_size;
                  options.check_interrupt = &check_interrupt;
                  const py::gil_scoped_release release;
                  return std::make_unique<Communicator>(std::move(mesh), options);
@@ -114,7 +113,9 @@ void bind_fabric(py::module_& module) {
              py::arg("timeout_s"),
              py::arg("partial_bytes"),
              py::arg("staging_bytes"),
-             py::arg("base_epoch"))
+             py::arg("base_epoch"),
+             py::arg("first_rank") = 0,
+             py::arg("world_size") = 0)
         .def_property_readonly("rank", &Communicator::rank)
         .def_property_readonly("size", &Communicator::size)
         .def_property_readonly("epoch", [](Communicator& comm) { return comm.group().epoch(); })
@@ -152,6 +153,63 @@ void bind_fabric(py::module_& module) {
                 comm.group().abort(comm::VerdictKind::kAborted, comm.rank());
             },
             "Breaks the world on every rank that can be reached.")
+        .def(
+            "agree",
+            [](Communicator& comm,
+               uint32_t operation,
+               uint32_t dtype,
+               uint64_t rows,
+               uint32_t row_elems,
+               uint32_t options) {
+                comm::CallRecord call;
+                call.operation = operation;
+                call.dtype = dtype;
+                call.rows = rows;
+                call.row_elems = row_elems;
+                call.options = options;
+                comm.group().agree(call);
+            },
+            py::arg("operation"),
+            py::arg("dtype"),
+            py::arg("rows"),
+            py::arg("row_elems"),
+            py::arg("options"),
+            NoGil(),
+            "Compares a call that goes on to other hosts among the ranks of this one.")
+        .def(
+            "break_world",
+            [](Communicator& comm,
+               int kind,
+               int blamed,
+               int reporter,
+               int operation,
+               uint32_t epoch) {
+                comm.group().abort(comm::Verdict{static_cast<comm::VerdictKind>(kind),
+                                                 static_cast<uint8_t>(operation),
+                                                 static_cast<uint8_t>(reporter),
+                                                 static_cast<uint8_t>(blamed),
+                                                 epoch});
+            },
+            py::arg("kind"),
+            py::arg("blamed"),
+            py::arg("reporter"),
+            py::arg("operation"),
+            py::arg("epoch"),
+            "Breaks the world of this host with a verdict from another.")
+        .def(
+            "verdict",
+            [](Communicator& comm) -> std::optional<std::tuple<int, int, int, int, uint32_t>> {
+                const auto found = comm.group().verdict();
+                if (!found) {
+                    return std::nullopt;
+                }
+                return std::tuple(static_cast<int>(found->kind),
+                                  static_cast<int>(found->blamed),
+                                  static_cast<int>(found->reporter),
+                                  static_cast<int>(found->operation),
+                                  found->epoch);
+            },
+            "(kind, blamed, reporter, operation, epoch) of a broken world, else None.")
         .def("allocate",
              &Communicator::allocate,
              py::arg("num_bytes"),

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_C, module) {
     token::bindings::register_errors();
     auto fabric = module.def_submodule("fabric", "Shared memory and signals between ranks.");
     token::bindings::bind_fabric(fabric);
+    token::bindings::bind_mailboxes(fabric);
     auto weave = module.def_submodule("weave", "Reductions fused with what follows them.");
     token::bindings::bind_weave(weave);
 }

@@ -67,6 +67,8 @@ Communicator::Communicator(std::shared_ptr<Mesh> mesh, const CommunicatorOptions
     group.spin_count = options.spin_count;
     group.timeout_s = options.timeout_s;
     group.base_epoch = options.base_epoch;
+    group.first_rank = options.first_rank;
+    group.world_size = options.world_size > 0 ? options.world_size : size;
     group.check_interrupt = options.check_interrupt;
     if (mesh_) {
         group.dead_peers = [mesh = mesh_] { return mesh->dead_peers(); };

@@ -34,6 +34,9 @@ struct CommunicatorOptions {
     int64_t partial_bytes = 0;
     int64_t staging_bytes = 0;
     uint32_t base_epoch = 0;
+    // Where this host's ranks stand in a world on several hosts; a size of 0: they are the world.
+    int first_rank = 0;
+    int world_size = 0;
     std::function<void()> check_interrupt;
 };
 

@@ -1,5 +1,6 @@
 #include "token/comm/host_group.hpp"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -46,6 +47,20 @@ HostGroup::HostGroup(Options options,
                 options_.rank,
                 " is not in a group of ",
                 options_.size);
+    if (options_.world_size == 0) {
+        options_.world_size = options_.size;
+    }
+    TOKEN_CHECK(options_.first_rank >= 0 && options_.world_size <= kMaxRanks &&
+                    options_.first_rank + options_.size <= options_.world_size,
+                "ranks ",
+                options_.first_rank,
+                " to ",
+                options_.first_rank + options_.size - 1,
+                " are not in a world of ",
+                options_.world_size,
+                " (at most ",
+                kMaxRanks,
+                ")");
     TOKEN_CHECK(static_cast<int>(workspaces_.size()) == options_.size,
                 "a group of ",
                 options_.size,
@@ -57,6 +72,10 @@ HostGroup::HostGroup(Options options,
 void HostGroup::barrier() {
     CallRecord call;
     call.operation = static_cast<uint32_t>(Operation::kBarrier);
+    agree(call);
+}
+
+void HostGroup::agree(const CallRecord& call) {
     Turn turn(*this, call);
     turn.begin();
 }
@@ -108,11 +127,14 @@ std::optional<Verdict> HostGroup::verdict() const {
 }
 
 void HostGroup::abort(VerdictKind kind, int blamed) {
-    const Verdict verdict{kind,
-                          static_cast<uint8_t>(call_.operation),
-                          static_cast<uint8_t>(rank()),
-                          static_cast<uint8_t>(blamed),
-                          barrier_.epoch()};
+    abort(Verdict{kind,
+                  static_cast<uint8_t>(call_.operation),
+                  static_cast<uint8_t>(world_rank(rank())),
+                  static_cast<uint8_t>(world_rank(blamed)),
+                  barrier_.epoch()});
+}
+
+void HostGroup::abort(const Verdict& verdict) {
     uint64_t word = verdict.pack();
     const auto set_if_none = [&](int target) {
         uint64_t found = 0;
@@ -133,12 +155,14 @@ void HostGroup::abort(VerdictKind kind, int blamed) {
 }
 
 CommContext HostGroup::context(int peer) const {
-    return {
-        rank(), peer, operation_name(static_cast<Operation>(call_.operation)), barrier_.epoch()};
+    return {world_rank(rank()),
+            world_rank(peer),
+            operation_name(static_cast<Operation>(call_.operation)),
+            barrier_.epoch()};
 }
 
 void HostGroup::throw_verdict(const Verdict& verdict) const {
-    const CommContext where{rank(),
+    const CommContext where{world_rank(rank()),
                             verdict.blamed,
                             operation_name(static_cast<Operation>(verdict.operation)),
                             verdict.epoch};
@@ -149,9 +173,9 @@ void HostGroup::throw_verdict(const Verdict& verdict) const {
                                      "), as rank ",
                                      int{verdict.reporter},
                                      " of ",
-                                     size(),
+                                     options_.world_size,
                                      " found; this is rank ",
-                                     rank(),
+                                     where.rank,
                                      ". The world is broken: close it and build a new one.");
     switch (verdict.kind) {
         case VerdictKind::kTimeout:
@@ -190,6 +214,21 @@ void HostGroup::check() {
                 throw_verdict(*verdict());
             }
         }
+    }
+    check_verdict_and_interrupt();
+}
+
+bool HostGroup::is_dead(int peer) const {
+    if (!options_.dead_peers) {
+        return false;
+    }
+    const std::vector<int> dead = options_.dead_peers();
+    return std::find(dead.begin(), dead.end(), peer) != dead.end();
+}
+
+void HostGroup::check_verdict_and_interrupt() {
+    if (const auto found = verdict()) {
+        throw_verdict(*found);
     }
     if (options_.check_interrupt) {
         options_.check_interrupt();
@@ -233,11 +272,11 @@ void HostGroup::Turn::begin() {
             began_ = false;
             group_.staging_slot_ = staging_slot_at_start_;
             throw CallMismatch(concat("rank ",
-                                      group_.rank(),
+                                      group_.world_rank(group_.rank()),
                                       " called ",
                                       describe_call(group_.call_),
                                       " but rank ",
-                                      peer,
+                                      group_.world_rank(peer),
                                       " called ",
                                       describe_call(theirs),
                                       " (epoch ",

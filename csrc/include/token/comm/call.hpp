@@ -18,6 +18,7 @@ enum class Operation : uint32_t {
     kReduceScatter = 3,
     kAllGather = 4,
     kBroadcast = 5,
+    kMessages = 6,  // point-to-point, between the ranks of a plan
 };
 
 inline const char* operation_name(Operation operation) {
@@ -34,6 +35,8 @@ inline const char* operation_name(Operation operation) {
             return "all_gather";
         case Operation::kBroadcast:
             return "broadcast";
+        case Operation::kMessages:
+            return "messages";
     }
     return "unknown operation";
 }

@@ -34,6 +34,10 @@ class HostGroup final : public WaitMonitor {
         int spin_count = 0;
         double timeout_s = 30.0;
         uint32_t base_epoch = 0;
+        // For names only: ranks in verdicts and errors are those of a world of `world_size`, in
+        // which the ranks of this group are first_rank and up. 0: the group is the world.
+        int first_rank = 0;
+        int world_size = 0;
         // The peers whose process is gone; empty where ranks cannot die apart (threads).
         std::function<std::vector<int>()> dead_peers;
         // Throws to leave a wait (Ctrl-C); may be empty.
@@ -55,6 +59,8 @@ class HostGroup final : public WaitMonitor {
     // all ranks.
     class Turn;
     void barrier();
+    // A barrier of ranks that are about to make `call` by other means than this group's memory.
+    void agree(const CallRecord& call);
 
     std::byte* partial(int rank, int slot) const { return at(rank, layout_.partial_offset(slot)); }
     std::byte* staging_in(int rank, int slot) const {
@@ -78,13 +84,20 @@ class HostGroup final : public WaitMonitor {
 
     // Why every call now throws, or empty.
     std::optional<Verdict> verdict() const;
-    // Breaks the group on all ranks that can be reached.
+    // Breaks the group on all ranks that can be reached. `blamed` is a rank of the group.
     void abort(VerdictKind kind, int blamed);
+    // The same with a verdict found elsewhere. Allowed while another thread is in a collective.
+    void abort(const Verdict& verdict);
     // Throws the verdict as the error a user sees.
     [[noreturn]] void throw_verdict(const Verdict& verdict) const;
 
     void check() override;
     [[noreturn]] void timed_out(int peer) override;
+
+    // For waits beside the barrier's (mailboxes): this rank's way of waiting, and what to look at.
+    HostWaiter waiter_with(WaitMonitor* monitor) const { return waiter_.with(monitor); }
+    bool is_dead(int peer) const;
+    void check_verdict_and_interrupt();
 
   private:
     friend class Turn;
@@ -94,6 +107,7 @@ class HostGroup final : public WaitMonitor {
     }
     void sync();
     CommContext context(int peer) const;
+    int world_rank(int rank) const { return options_.first_rank + rank; }
 
     Options options_;
     WorkspaceLayout layout_;

@@ -104,6 +104,10 @@ class HostWaiter {
     HostWaiter(int rank, int spin_count, std::chrono::nanoseconds timeout, WaitMonitor* monitor)
         : rank_(rank), spin_count_(spin_count), timeout_(timeout), monitor_(monitor) {}
 
+    HostWaiter with(WaitMonitor* monitor) const {
+        return HostWaiter(rank_, spin_count_, timeout_, monitor);
+    }
+
     bool operator()(SignalLine& line, uint32_t expected, int peer) {
         for (int spin = 0; spin < spin_count_; ++spin) {
             if (has_reached(HostMemory::load_acquire(line.value), expected)) {
