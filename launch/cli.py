@@ -140,6 +140,20 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")
+    ] = False,
+) -> None:
+    """Say what this machine has, what will run on it, and what the rest needs. Starts no ranks."""
+    from launch.console import ConsoleReporter
+    from launch.recipes.doctor import run
+
+    if not run(ConsoleReporter(), as_json=as_json):
+        raise typer.Exit(1)
+
+
 def _run(recipe: str, *, model: str, ranks: int | None, timeout_s: float, **args: object) -> object:
     """Prepare the model, then run a recipe on its ranks; return rank 0's result."""
     from launch.console import ConsoleReporter

@@ -1,9 +1,11 @@
 """Every environment variable this library reads, in one place. Nothing here writes one.
 
-RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are torchrun's. Ours:
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are torchrun's. CXX is
+CMake's. Ours:
 
 TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, scalar
 TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
+TOKENFABRIC_HOST_ID     which host this rank counts as, see host_id()
 """
 
 import os
@@ -82,6 +84,26 @@ def rank_info_from_env() -> RankInfo | None:
 def isa() -> str:
     """Return the wanted CPU row kernels: a name, or "auto" for the widest this CPU has."""
     return os.environ.get("TOKENFABRIC_ISA", "auto")
+
+
+def host_id() -> str | None:
+    """Return the name of the host that this rank is to count as, None to find out.
+
+    Ranks of one machine and user share memory exactly when their names are equal. For containers
+    that share /tmp although their mount namespaces differ (equal names), for those that do not
+    although nothing shows it (different ones), and for tests that play several hosts on one.
+    """
+    return os.environ.get("TOKENFABRIC_HOST_ID") or None
+
+
+def master_addr() -> str | None:
+    """Return the address that all ranks of the gang can reach, if a launcher named one."""
+    return os.environ.get("MASTER_ADDR") or None
+
+
+def cxx() -> str:
+    """Return the C++ compiler that a build takes: CXX, as CMake reads it, or c++."""
+    return os.environ.get("CXX") or "c++"
 
 
 def cache_dir() -> Path:

@@ -1,10 +1,12 @@
 """`tokenfabric verify`: does a sharded model say what the same model says in one process?
 
 The contract is in checking.py. Every batch is answered greedily by both models, then both are fed
-the prompts and the unsharded answer, and their logits compared with a more precise model's.
+the prompts and the unsharded answer, and their logits compared with a more precise model's. What
+loading them cost is told as well (loading.py); it decides nothing.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,11 +14,12 @@ import tokenweave
 from launch.memory import require_memory
 from launch.recipes.checking import Comparison
 from launch.recipes.judge import Batch, Yardstick, greedy_answer, judge
+from launch.recipes.loading import LoadCost, load_share, load_whole, loading_rows, loading_table
 from launch.recipes.precision import dtype_name
 from launch.recipes.text import encode_prompt
 from launch.report import Reporter, Table
 from tokenfabric import World
-from tokenweave.integrations.unsharded import load_tokenizer
+from tokenweave.integrations.unsharded import load_reference, load_tokenizer
 
 _SHORT = "The capital of France is"
 _LONG = (
@@ -34,11 +37,11 @@ _BATCHES = {
 
 
 def run(world: World, reporter: Reporter, *, model: str, max_new_tokens: int) -> bool:
-    """Compare in fp32 and in bf16, show a table, return whether all passed. Collective.
+    """Compare in fp32 and in bf16, show the tables, return whether all passed. Collective.
 
     Args:
         world: the ranks that share the model. Rank 0 also runs it alone.
-        reporter: gets the table.
+        reporter: gets a table of the comparisons and one of what loading cost.
         model: a checkpoint's directory.
         max_new_tokens: length of an answer, in tokens.
 
@@ -55,27 +58,37 @@ def run(world: World, reporter: Reporter, *, model: str, max_new_tokens: int) ->
         for name, prompts in _BATCHES.items()
     }
     rows, passed = [], True
+    loading: list[tuple[str, ...]] = []
     for dtype in (torch.float32, torch.bfloat16):
         reporter.note(f"{dtype_name(dtype)}: TP={world.size} against one process ...")
-        for name, comparison in _verify(world, directory, dtype, batches, max_new_tokens):
+        sharded, costs = load_share(directory, world, dtype)
+        yardstick = None
+        if world.rank == 0:
+            yardstick, whole = _load_yardstick(directory, dtype)
+            loading += loading_rows(dtype_name(dtype), costs, whole)
+        for name, comparison in _verify(world, sharded, yardstick, batches, max_new_tokens):
             rows.append((dtype_name(dtype), name, *_describe(comparison)))
             passed = passed and comparison.passed
     reporter.table(_table(world.size, rows))
+    reporter.table(loading_table(loading))
     verdict = torch.tensor([int(passed)])
     tokenweave.broadcast(verdict, world=world)
     return bool(verdict)
 
 
+def _load_yardstick(directory: Path, dtype: torch.dtype) -> tuple[Yardstick, LoadCost]:
+    unsharded, cost = load_whole(directory, dtype)
+    return Yardstick(unsharded=unsharded, reference=load_reference(directory, dtype)), cost
+
+
 def _verify(
     world: World,
-    directory: Path,
-    dtype: torch.dtype,
+    sharded: Any,
+    yardstick: Yardstick | None,
     batches: dict[str, Batch],
     max_new_tokens: int,
 ) -> list[tuple[str, Comparison]]:
     """Return rank 0's verdict on every batch; nothing on the other ranks. Collective."""
-    sharded = tokenweave.from_pretrained(directory, world, dtype=dtype)
-    yardstick = Yardstick.load(directory, dtype) if world.rank == 0 else None
     verdicts = []
     for name, batch in batches.items():
         tokens = greedy_answer(sharded, batch, max_new_tokens)

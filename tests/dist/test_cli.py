@@ -47,7 +47,7 @@ def test_help_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     done = run("--help")
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "generate", "verify"))
+    assert all(command in done.stdout for command in ("demo", "doctor", "generate", "verify"))
 
 
 @pytest.mark.parametrize("ranks", ["2", "3"])
@@ -74,11 +74,13 @@ def test_sampling_follows_the_seed(model: str, answer: str) -> None:
 
 
 def test_verify_passes_and_says_what(model: str) -> None:
-    """A row for every dtype and prompt, exit code 0."""
+    """A row for every dtype and prompt, and what each process paid for loading; exit code 0."""
     done = run("verify", "--model", model, "--ranks", "2", "--max-new-tokens", "6")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("pass") == 10
     assert "left-padded" in done.stdout
+    for process in ("rank 0", "rank 1", "all ranks", "one process, unsharded"):
+        assert done.stdout.count(f" {process} ") == 2, process
 
 
 def test_demo_answers_and_measures(model: str) -> None:

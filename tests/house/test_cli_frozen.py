@@ -6,6 +6,7 @@ from launch.cli import app
 
 OPTIONS = {
     "demo": "--dtype --max-new-tokens --model --prompt --ranks --seconds --timeout-s",
+    "doctor": "--json",
     "generate": "--chat --dtype --max-new-tokens --model --no-chat --prompt --ranks --seed "
     "--temperature --timeout-s --top-p",
     "verify": "--max-new-tokens --model --ranks --timeout-s",

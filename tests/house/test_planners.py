@@ -13,6 +13,13 @@ PLANNERS = (
     "tokenweave.waves",
     "tokenring.partition",
     "tokenring.plan",
+    "launch.doctor.cpu_paths",
+    "launch.doctor.execution_path",
+    "launch.doctor.findings",
+    "launch.doctor.gpu_paths",
+    "launch.doctor.machine",
+    "launch.doctor.model_paths",
+    "launch.doctor.requirements",
     "launch.job",
 )
 CONFIGS = ("tokenweave.config", "tokenring.config")

@@ -72,6 +72,11 @@ class Checkpoint:
         """Return the shape of a tensor without reading it."""
         return tuple(self._slice(name).get_shape())
 
+    def num_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file; an unknown dtype counts as bytes."""
+        stored = self._slice(name).get_dtype()
+        return math.prod(self.shape(name)) * (_DTYPES[stored].itemsize if stored in _DTYPES else 1)
+
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor without reading it.
 
@@ -118,6 +123,4 @@ class Checkpoint:
             raise ConfigError(f"cannot read {path}: {error}") from error
         for name in file.keys():  # noqa: SIM118 - the file is no mapping
             self._file_of[name] = file
-            part = file.get_slice(name)
-            item_size = _DTYPES[part.get_dtype()].itemsize if part.get_dtype() in _DTYPES else 1
-            self.total_bytes += math.prod(part.get_shape()) * item_size
+            self.total_bytes += self.num_bytes(name)

@@ -77,6 +77,15 @@ def from_pretrained(
     return attach(model, world, config, sharding, report)
 
 
+def import_model_code(directory: Path) -> None:
+    """Import what the model of a checkpoint's directory is built from; the first load waits for it.
+
+    Raises:
+        ConfigError: there is no config.json, or it names a model that is not supported.
+    """
+    _model_class(_read_config(directory))
+
+
 def _cached_snapshot(model_id: str) -> Path:
     """Return the directory of a model in the local Hugging Face cache."""
     from huggingface_hub import snapshot_download
@@ -115,18 +124,24 @@ def _stored_dtype(model_config: "PreTrainedConfig", checkpoint: Checkpoint) -> t
 
 def _empty_model(model_config: "PreTrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
     """Return the model on the meta device, but for the buffers computed from its config."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
-    if model_class is None:
-        raise ConfigError(f"{model_config.model_type!r} has no causal language model")
-    adapter_for(model_class)
+    adapter_for(_model_class(model_config))
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     for name, module in model.named_modules():
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(name, type(module)(config=model_config))
     return model.eval()
+
+
+def _model_class(model_config: "PreTrainedConfig") -> type:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    model_class: type | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model_config), None)
+    if model_class is None:
+        raise ConfigError(f"{model_config.model_type!r} has no causal language model")
+    return model_class
 
 
 def _read_share(
