@@ -6,13 +6,16 @@ import pytest
 
 from tests.house.tree import Import, imports_of, is_within, modules
 
+RING_PLANNERS = (
+    "blocks check check_coverage choose cost direction explain inputs kernels lower mask movement "
+    "partition plan problem push rank_plan reach relay results runs topology"
+)
 PLANNERS = (
     "tokenfabric.schedule",
     "tokenweave.plan",
+    "tokenweave.host_plan",
     "tokenweave.shard_plan",
     "tokenweave.waves",
-    "tokenring.partition",
-    "tokenring.plan",
     "launch.doctor.cpu_paths",
     "launch.doctor.execution_path",
     "launch.doctor.findings",
@@ -21,6 +24,7 @@ PLANNERS = (
     "launch.doctor.model_paths",
     "launch.doctor.requirements",
     "launch.job",
+    *(f"tokenring.{name}" for name in RING_PLANNERS.split()),
 )
 CONFIGS = ("tokenweave.config", "tokenring.config")
 IMPURE = "os io time datetime pathlib random socket subprocess threading multiprocessing tempfile"
