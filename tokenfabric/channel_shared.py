@@ -48,7 +48,7 @@ class SharedMemoryChannel:
         """See Channel."""
         mailboxes = self._open()
         own = self._segment(self.rank)
-        offset = mailboxes.data_offset + into.data_ptr() - own.data_ptr()
+        offset = mailboxes.data_offset + int(into.storage_offset() - own.storage_offset())
         try:
             mailboxes.post(peer, offset, into.numel())
         except CommError as error:

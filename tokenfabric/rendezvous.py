@@ -1,9 +1,9 @@
-"""How the ranks of a process group on one host come to share memory.
+"""How the ranks of a process group come to share memory with those on their host.
 
 Every rank opens a socket in a private folder, all ranks learn all paths through one all-gather of
 fixed-size bytes (a size mismatch in gloo aborts the process, so sizes are constants), then connect
-to each other. The folder is gone before the first collective. No pickle: what peers send is parsed,
-not run.
+to each other, host by host (connections between hosts: links.py). The folder is gone before the
+first collective. No pickle: what peers send is parsed, not run.
 """
 
 import os
@@ -17,12 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from tokenfabric import native, topology
-from tokenfabric.errors import MismatchError, TopologyError
+from tokenfabric.errors import ConfigError, MismatchError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _MAGIC = b"tokenfabric-1"
 _PATH_BYTES = 108  # of a Unix socket address
@@ -45,9 +49,17 @@ class MeshSettings:
 class Meeting:
     """The outcome of a rendezvous."""
 
-    mesh: "native.fabric.Mesh"
+    layout: topology.HostLayout
+    mesh: "native.fabric.Mesh | None"
+    """Of the ranks on this host; None for a rank that is alone there."""
     cores_of_rank: tuple[tuple[int, ...], ...]
-    """Cores each rank may run on, by rank."""
+    """Cores each rank of this host may run on, by local rank."""
+
+    @classmethod
+    def alone(cls) -> "Meeting":
+        """Return what a world of one rank has met."""
+        layout = topology.HostLayout(rank=0, num_hosts=1, local_size=1)
+        return cls(layout=layout, mesh=None, cores_of_rank=(topology.usable_cores(),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +103,26 @@ class _Card:
         )
 
 
+def process_group_of(group: "dist.ProcessGroup | DeviceMesh | None") -> dist.ProcessGroup:
+    """Return the process group of a group or of a one-dimensional mesh axis.
+
+    Raises:
+        ConfigError: the mesh has more dimensions, or there is no group.
+    """
+    if group is None:
+        raise ConfigError("from_group needs a process group or a mesh axis, got None")
+    if isinstance(group, dist.ProcessGroup):
+        return group
+    if group.ndim != 1:
+        raise ConfigError(
+            f"a world is one axis of a mesh, got a mesh of {group.ndim} dimensions "
+            f"{group.mesh_dim_names}: pass mesh['name of the axis']"
+        )
+    return group.get_group()
+
+
 def connect(group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float) -> Meeting:
-    """Connect the ranks of a process group on one host. Collective over `group`.
+    """Connect the ranks of a process group that share a host. Collective over `group`.
 
     Args:
         group: every rank of it takes part; used for one all-gather of bytes.
@@ -100,11 +130,11 @@ def connect(group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float) 
         timeout_s: deadline for the ranks to find each other, seconds.
 
     Raises:
-        TopologyError: the ranks are on more than one host (or in containers that share no memory).
+        TopologyError: the ranks do not lie on their hosts in equal, consecutive blocks.
         MismatchError: the ranks' settings or versions differ.
         PeerLostError, CommTimeoutError: a rank went away or did not come.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    rank = dist.get_rank(group)
     with _private_folder() as folder:
         listener = native.fabric.Listener(folder)
         card = _Card(
@@ -114,21 +144,26 @@ def connect(group: dist.ProcessGroup, settings: MeshSettings, timeout_s: float) 
             cores=topology.usable_cores(),
             path=listener.path,
         )
-        cards = [_Card.unpack(data) for data in _all_gather_bytes(card.pack(), group)]
+        cards = [_Card.unpack(data) for data in all_gather_bytes(card.pack(), group)]
+        layout = topology.plan_host_layout(rank, [card.host for card in cards])
         _check(cards, rank)
-        paths = [card.path for card in cards]
-        mesh = native.fabric.Mesh(rank, size, listener, paths, cards[0].nonce, timeout_s)
-    return Meeting(mesh=mesh, cores_of_rank=tuple(card.cores for card in cards))
+        neighbors = [cards[peer] for peer in layout.host_ranks]
+        mesh = None
+        if len(neighbors) > 1:
+            paths = [card.path for card in neighbors]
+            mesh = native.fabric.Mesh(
+                layout.local_rank,
+                layout.local_size,
+                listener,
+                paths,
+                neighbors[0].nonce,
+                timeout_s,
+            )
+    cores_of_rank = tuple(card.cores for card in neighbors)
+    return Meeting(layout=layout, mesh=mesh, cores_of_rank=cores_of_rank)
 
 
 def _check(cards: list[_Card], rank: int) -> None:
-    strangers = [peer for peer, card in enumerate(cards) if card.host != cards[rank].host]
-    if strangers:
-        raise TopologyError(
-            f"rank {rank} shares no memory with rank(s) {strangers}: they run on another host, as "
-            "another user or in another container. CPU worlds live on one host; build one "
-            "per host with World.from_group."
-        )
     for peer, card in enumerate(cards):
         if card.settings != cards[rank].settings:
             raise MismatchError(
@@ -175,7 +210,8 @@ def _is_stale(folder: Path) -> bool:
     return False
 
 
-def _all_gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+def all_gather_bytes(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    """Return every rank's `data`, of the same size on all of them. Collective over `group`."""
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from tokenfabric.errors import ConfigError
+from tokenfabric.errors import ConfigError, TopologyError
 from tokenfabric.world import World
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _ALIGNMENT_BYTES = 64
 
 
 class SymmetricBuffer:
-    """`num_bytes` of shared memory on every rank of a world, mapped by all of them.
+    """`num_bytes` of shared memory on every rank of a world, mapped by all ranks of its host.
 
     Example: world 2, buf = SymmetricBuffer(world, 4096). What rank 1 writes into
     `buf.tensor((8,), torch.float32)` rank 0 reads, after a barrier, from
@@ -46,7 +46,7 @@ class SymmetricBuffer:
             raise ConfigError(f"a symmetric buffer needs a positive size, got {num_bytes} bytes")
         self._world = world
         self.num_bytes = num_bytes
-        self._memory: native.fabric.SymmetricMemory | None = world.comm.allocate(num_bytes)
+        self._memory: native.fabric.SymmetricMemory | None = world.host_comm.allocate(num_bytes)
         world._adopt(self)
 
     def tensor(
@@ -68,11 +68,18 @@ class SymmetricBuffer:
 
         Raises:
             ConfigError: as for `tensor`, or `rank` is not in the world.
+            TopologyError: `rank` is on another host.
         """
         if self._memory is None:
             raise ConfigError("this symmetric buffer is closed")
         if not 0 <= rank < self._world.size:
             raise ConfigError(f"rank {rank} is not in a world of {self._world.size}")
+        layout = self._world.layout
+        if rank not in layout.host_ranks:
+            raise TopologyError(
+                f"rank {rank} is on another host than rank {layout.rank}, which shares memory with "
+                f"ranks {list(layout.host_ranks)} only; send it with a collective"
+            )
         count = math.prod(shape)
         needed = offset_bytes + count * dtype.itemsize
         if offset_bytes < 0 or offset_bytes % _ALIGNMENT_BYTES or needed > self.num_bytes:
@@ -82,7 +89,7 @@ class SymmetricBuffer:
             )
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
-        segment = self._memory.segment(rank)
+        segment = self._memory.segment(rank - layout.host_ranks[0])
         flat = torch.frombuffer(segment, dtype=dtype, count=count, offset=offset_bytes)
         return flat.view(tuple(shape))
 

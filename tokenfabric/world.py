@@ -1,6 +1,7 @@
 """The world: a rank's handle on the group it communicates with, and the registry torch ops need.
 
-Not here: how ranks find each other (rendezvous.py), what runs on the world (tokenweave, tokenring).
+Not here: how ranks find each other (rendezvous.py), what several hosts need besides (hosts.py),
+what runs on the world (tokenweave, tokenring).
 """
 
 import datetime
@@ -13,9 +14,12 @@ import torch
 import torch.distributed as dist
 
 from tokenfabric import env, native, topology
+from tokenfabric.describe import describe_world
 from tokenfabric.errors import ConfigError, TokenFabricError, TopologyError
+from tokenfabric.hosts import Call, Hosts
+from tokenfabric.links import connect_links
 from tokenfabric.log import rank_logger
-from tokenfabric.rendezvous import MeshSettings, connect
+from tokenfabric.rendezvous import Meeting, MeshSettings, connect, process_group_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -59,7 +63,7 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
 
     Raises:
         ConfigError: an argument or variable is out of range.
-        TopologyError: the device is not available, or the ranks share no memory.
+        TopologyError: the device is not available, or the ranks lie unevenly on their hosts.
         PeerLostError, CommTimeoutError: a rank went away or did not come.
     """
     if device not in ("auto", "cpu"):
@@ -82,10 +86,12 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
 
 
 class World:
-    """A group of ranks that share memory, as one of them sees it.
+    """A group of ranks, as one of them sees it. Those on one host share memory.
 
     Attributes:
         rank, size: this rank and the number of ranks.
+        num_hosts, host_idx, local_rank, local_size: where it lies; `layout` says who else does.
+        hosts: what a world on several hosts has besides; None on one host.
         device: where tensors live, always cpu in this version.
         group: the process group, or None for a world of one made without torch.distributed.
         group_name: name under which torch ops find this world.
@@ -114,33 +120,45 @@ class World:
         self._comm: native.fabric.Communicator | None = None
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
         self.prepared: dict[Hashable, Any] = {}
-        self._isa = env.isa()
-        self.row_kernels = native.weave.choose_row_kernels(self._isa)
+        self.row_kernels = native.weave.choose_row_kernels(env.isa())
         settings = MeshSettings(
             partial_bytes=_PARTIAL_BYTES,
             staging_bytes=_STAGING_BYTES,
             num_threads=num_threads or torch.get_num_threads(),
         )
-        mesh: native.fabric.Mesh | None = None
-        cores_of_rank: tuple[tuple[int, ...], ...] = (topology.usable_cores(),)
+        meeting = Meeting.alone()
         if group is not None and self.size > 1:
             meeting = connect(group, settings, timeout_s)
-            mesh, cores_of_rank = meeting.mesh, meeting.cores_of_rank
+        self.layout = layout = meeting.layout
+        self.num_hosts, self.host_idx = layout.num_hosts, layout.host_idx
+        self.local_rank, self.local_size = layout.local_rank, layout.local_size
         self.num_threads = num_threads or topology.default_threads(
-            cores_of_rank, torch.get_num_threads()
+            meeting.cores_of_rank, torch.get_num_threads()
         )
         self.placement = topology.HostPlacement(
-            rank=self.rank, cores_of_rank=cores_of_rank, num_threads=self.num_threads
+            rank=layout.local_rank,
+            cores_of_rank=meeting.cores_of_rank,
+            num_threads=self.num_threads,
         )
-        self._comm = native.fabric.Communicator(
-            mesh,
+        self._host_comm: native.fabric.Communicator | None = native.fabric.Communicator(
+            meeting.mesh,
             num_threads=self.num_threads,
             spin_count=self.placement.spin_count,
             timeout_s=timeout_s,
-            partial_bytes=settings.partial_bytes if self.size > 1 else 0,
-            staging_bytes=settings.staging_bytes if self.size > 1 else 1,
+            partial_bytes=settings.partial_bytes if layout.local_size > 1 else 0,
+            staging_bytes=settings.staging_bytes if layout.local_size > 1 else 1,
             base_epoch=0,
+            first_rank=layout.host_ranks[0],
+            world_size=self.size,
         )
+        self.hosts: Hosts | None = None
+        if group is None or layout.num_hosts == 1:
+            self._comm = self._host_comm
+        else:
+            links = connect_links(group, layout, timeout_s)
+            self.hosts = Hosts(group, layout, links, self._host_comm, timeout_s)
+            # Its thread and connections end with this object, closed or not.
+            self._leave_hosts = weakref.finalize(self, self.hosts.close)
         self.group_name = _register(self)
         rank_logger(self.rank, self.size).info("%s", self)
 
@@ -160,32 +178,51 @@ class World:
             ConfigError: the mesh has more than one dimension, or this process is not in the group.
             TopologyError, MismatchError, PeerLostError, CommTimeoutError: see `init`.
         """
-        process_group = _process_group_of(group)
+        process_group = process_group_of(group)
         if dist.get_rank(process_group) < 0:
             raise ConfigError("this process is not a member of the group it builds a world on")
         return cls(process_group, timeout_s=timeout_s, num_threads=num_threads)
 
     @property
     def comm(self) -> "native.fabric.Communicator":
-        """The native communicator, for the ops of this library.
+        """The native communicator of all ranks, for the ops of this library.
 
         Raises:
             ConfigError: the world is closed.
+            TopologyError: the ranks lie on several hosts, so not all of them share memory.
         """
         if self._comm is None:
-            raise ConfigError(f"this world (rank {self.rank} of {self.size}) is closed")
+            raise self._why_no_comm()
         return self._comm
+
+    @property
+    def host_comm(self) -> "native.fabric.Communicator":
+        """The native communicator of this host's ranks, by local rank. ConfigError: closed."""
+        if self._host_comm is None:
+            raise self._why_no_comm()
+        return self._host_comm
+
+    def _why_no_comm(self) -> TokenFabricError:
+        if self.is_closed:
+            return ConfigError(f"this world (rank {self.rank} of {self.size}) is closed")
+        return TopologyError(
+            f"this needs memory that all {self.size} ranks share, but they lie on {self.num_hosts} "
+            f"hosts: rank {self.rank} shares memory with ranks {list(self.layout.host_ranks)} only"
+        )
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
-        return self._comm is None
+        return self._host_comm is None
 
     @property
     def broken(self) -> TokenFabricError | None:
         """The error every further collective would raise, or None while the world works."""
+        comm = self.host_comm
+        if self.hosts is not None:
+            return self.hosts.error()
         try:
-            self.comm.check()
+            comm.check()
         except TokenFabricError as error:
             return error
         return None
@@ -196,34 +233,14 @@ class World:
         Raises:
             MismatchError, PeerLostError, CommTimeoutError: see `tokenfabric.errors`.
         """
-        self.comm.barrier()
+        if self.hosts is None or self.is_closed:
+            self.comm.barrier()
+        else:
+            self.hosts.agree(Call(native.fabric.OP_BARRIER))
 
     def describe(self) -> str:
         """Say in a few lines what was chosen for this world and why."""
-        place = self.placement
-        usable = ", ".join(native.weave.usable_row_kernels())
-        crowd = "more threads than cores" if place.is_oversubscribed else "every thread has a core"
-        pinned = "no core is shared" if place.is_pinned else "not pinned: ranks share cores"
-        cores = topology.format_cores(place.cores_of_rank[self.rank])
-        transport = (
-            f"shared memory (memfd), all {self.size} ranks are on this host"
-            if self.size > 1
-            else "none, a world of one rank"
-        )
-        state = "closed" if self.is_closed else str(self.broken or "open")
-        return "\n".join(
-            (
-                f"world      rank {self.rank} of {self.size} on {self.device}, "
-                f"group {self.group_name!r}, {state}",
-                f"transport  {transport}",
-                f"kernels    {self.row_kernels.name} (TOKENFABRIC_ISA={self._isa}; this CPU runs "
-                f"{usable})",
-                f"threads    {self.num_threads} a rank, cores {cores} ({pinned}; {crowd})",
-                f"waits      {place.spin_count} polls, then a futex; deadline {self.timeout_s:g} s",
-                f"workspace  2 x ({_PARTIAL_BYTES >> 20} MiB partial sums + 2 x "
-                f"{_STAGING_BYTES >> 20} MiB staging) a rank",
-            )
-        )
+        return describe_world(self, partial_bytes=_PARTIAL_BYTES, staging_bytes=_STAGING_BYTES)
 
     def __repr__(self) -> str:
         return (
@@ -239,8 +256,10 @@ class World:
         """
         for buffer in list(self._buffers):
             buffer.close()
-        self._comm = None
+        self._comm = self._host_comm = None
         self.prepared.clear()
+        if self.hosts is not None:
+            self._leave_hosts()
         if _worlds.get(self.group_name) is self:
             del _worlds[self.group_name]
         if self._owns_group and dist.is_initialized():
@@ -277,16 +296,3 @@ def _check(timeout_s: float, num_threads: int | None) -> None:
         raise ConfigError(f"a rank needs at least one thread, got num_threads={num_threads}")
     if not timeout_s > 0:
         raise ConfigError(f"timeout_s must be positive, got {timeout_s}: every wait has a deadline")
-
-
-def _process_group_of(group: "dist.ProcessGroup | DeviceMesh | None") -> dist.ProcessGroup:
-    if group is None:
-        raise ConfigError("from_group needs a process group or a mesh axis, got None")
-    if isinstance(group, dist.ProcessGroup):
-        return group
-    if group.ndim != 1:
-        raise ConfigError(
-            f"a world is one axis of a mesh, got a mesh of {group.ndim} dimensions "
-            f"{group.mesh_dim_names}: pass mesh['name of the axis']"
-        )
-    return group.get_group()

@@ -11,18 +11,19 @@ MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
-from tokenweave import checks, torch_ops
-from tokenweave.native_call import PreparedReduction, address
-from tokenweave.plan import Algorithm, Output, ResidualLayout
-from tokenweave.plan_on_world import flat_rows, plan_on, residual_shape
+from tokenweave import checks, host_moves, torch_ops
+from tokenweave.fused_call import FusedCall, prepare_fused, remember
+from tokenweave.native_call import address
+from tokenweave.plan import Algorithm, ResidualLayout
+from tokenweave.plan_on_world import flat_rows, residual_shape
+from tokenweave.prepare import prepare_reduction
 from tokenweave.shared_output import SharedOutput
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def allreduce_rmsnorm(
         residual_layout: "replicated": every rank gets all rows of the new residual. "row_sharded":
             it gets only its own, which then never travel between ranks.
         algorithm: "auto" lets `plan_reduction` choose; "one_shot" every rank reduces every row;
-            "two_shot" each rank reduces its rows and the results are exchanged.
+            "two_shot" each rank reduces its rows and the results are exchanged. Ranks on several
+            hosts take "auto" only.
         out, residual_out: where the results go, contiguous, same shape and dtype; residual_out may
             be `residual` itself (in place). Allocated when None. out may be a SharedOutput (needs a
             row_sharded residual): normed is then one tensor that all ranks have mapped, read-only,
@@ -83,10 +85,10 @@ def allreduce_rmsnorm(
         )  # fmt: skip
     key = (x_partial.shape, x_partial.dtype, weight.dtype, residual_layout, algorithm,
            isinstance(out, SharedOutput))  # fmt: skip
-    call: _FusedCall | None = world.prepared.get(key)
+    call: FusedCall | None = world.prepared.get(key)
     if call is None:
-        call = _prepare_fused(world, x_partial, weight, *key[3:])
-        _remember(world, key, call)
+        call = prepare_fused(world, x_partial, weight, *key[3:])
+        remember(world, key, call)
     shape, dtype, is_ready = key[0], key[1], checks.is_ready
     if not (
         is_ready(x_partial, shape, dtype)
@@ -113,51 +115,6 @@ def allreduce_rmsnorm(
     return normed, residual_out
 
 
-@dataclass(frozen=True, slots=True)
-class _FusedCall:
-    """What `allreduce_rmsnorm` settles once per shape and options."""
-
-    reduce: PreparedReduction
-    rows_shape: torch.Size
-    """Of this rank's residual."""
-    weight_shape: torch.Size
-
-
-def _prepare_fused(
-    world: "World",
-    x_partial: torch.Tensor,
-    weight: torch.Tensor,
-    residual_layout: ResidualLayout,
-    algorithm: Algorithm,
-    is_shared: bool,
-) -> _FusedCall:
-    num_tokens, hidden = checks.activation("x_partial", x_partial)
-    checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
-    output: Output = "shared" if is_shared else "private"
-    plan = plan_on(world, x_partial.dtype, num_tokens, hidden, algorithm, output, residual_layout)
-    reduce = PreparedReduction(
-        world,
-        plan,
-        native.weave.OP_ALLREDUCE_RMSNORM,
-        num_tokens=num_tokens,
-        hidden=hidden,
-        dtype=x_partial.dtype,
-        weight_dtype=weight.dtype,
-    )
-    rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
-    return _FusedCall(reduce, rows_shape, torch.Size((hidden,)))
-
-
-# A server meets a few hundred shapes; more than this are not worth the memory of keeping them.
-_MOST_PREPARED = 4096
-
-
-def _remember(world: "World", key: Hashable, call: _FusedCall) -> None:
-    if len(world.prepared) >= _MOST_PREPARED:
-        world.prepared.clear()
-    world.prepared[key] = call
-
-
 def all_reduce(
     x: torch.Tensor,
     *,
@@ -178,15 +135,15 @@ def all_reduce(
     checks.tensor("x", x)
     checks.no_gradient(x=x)
     num_rows, row_elems = flat_rows(x)
-    plan = plan_on(world, x.dtype, num_rows, row_elems, algorithm, "private", "replicated", False)
     out = checks.output("out", out, x.shape, x.dtype)
-    reduction = PreparedReduction(
+    reduction = prepare_reduction(
         world,
-        plan,
         native.weave.OP_ALL_REDUCE,
         num_tokens=num_rows,
         hidden=row_elems,
         dtype=x.dtype,
+        algorithm=algorithm,
+        has_residual=False,
     )
     reduction(world, x, None, None, None, address(out), None, 0.0, 0.0)
     return out
@@ -206,16 +163,16 @@ def reduce_scatter(
         return torch.ops.tokenweave.reduce_scatter(x, world.group_name)
     num_tokens, hidden = checks.activation("x", x)
     checks.no_gradient(x=x)
-    plan = plan_on(world, x.dtype, num_tokens, hidden, "auto", "own_rows", "replicated", False)
     shape = residual_shape(x, world, num_tokens, hidden, "row_sharded")
     out = checks.output("out", out, shape, x.dtype)
-    reduction = PreparedReduction(
+    reduction = prepare_reduction(
         world,
-        plan,
         native.weave.OP_REDUCE_SCATTER,
         num_tokens=num_tokens,
         hidden=hidden,
         dtype=x.dtype,
+        output="own_rows",
+        has_residual=False,
     )
     reduction(world, x, None, None, None, address(out), None, 0.0, 0.0)
     return out
@@ -259,9 +216,11 @@ def all_gather(
     out = checks.output("out", out, torch.Size(shape), x.dtype)
     rows = 1 if dim == 0 else math.prod(x.shape[:-1])
     unit = x.dtype.itemsize * (math.prod(x.shape[1:]) if dim == 0 else 1)
-    native.weave.all_gather(
-        world.comm, x.data_ptr(), out.data_ptr(), rows, [extent * unit for extent in extents]
-    )
+    column_bytes = [extent * unit for extent in extents]
+    if world.hosts is None:
+        native.weave.all_gather(world.comm, x.data_ptr(), out.data_ptr(), rows, column_bytes)
+    else:
+        host_moves.all_gather(world, x, out, rows, column_bytes)
     return out
 
 
@@ -278,7 +237,10 @@ def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
         return x
     checks.any_dtype("x", x)
     checks.no_gradient(x=x)
-    native.weave.broadcast(world.comm, x.data_ptr(), x.numel() * x.dtype.itemsize, src)
+    if world.hosts is None:
+        native.weave.broadcast(world.comm, x.data_ptr(), x.numel() * x.dtype.itemsize, src)
+    else:
+        host_moves.broadcast(world, x, src)
     return x
 
 
@@ -298,10 +260,10 @@ def partial_sum_buffer(
     Returns:
         [num_tokens, hidden], or None when it does not fit or the world has one rank.
     """
-    comm = world.comm
+    comm = world.host_comm
     count = num_tokens * hidden
-    if world.size == 1 or count == 0 or count * dtype.itemsize > comm.partial_bytes:
+    if comm.size == 1 or count == 0 or count * dtype.itemsize > comm.partial_bytes:
         return None
-    workspace = comm.workspace(world.rank)
+    workspace = comm.workspace(comm.rank)
     flat = torch.frombuffer(workspace, dtype=dtype, count=count, offset=comm.partial_offset())
     return flat.view(num_tokens, hidden)

@@ -12,6 +12,9 @@ ResidualLayout = Literal["replicated", "row_sharded"]
 # Below this many bytes of partial sum, adding all ranks' rows everywhere costs less than the second
 # barrier and the exchange of results (measured on CPU ranks, see benchmarks/results).
 ONE_SHOT_MAX_BYTES = 16 << 10
+# The same, divided by the number of ranks, where every rank wants all of the residual too: then
+# two-shot exchanges two tensors instead of one.
+ONE_SHOT_MAX_BYTES_REPLICATED = 256 << 10
 # The same where ranks share cores: a barrier then costs scheduler slices, not cache misses.
 ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED = 256 << 10
 # A block is staged, reduced and copied out while it is in a core's own cache (1 to 2 MiB of L2).
@@ -104,7 +107,11 @@ def plan_reduction(
         output,
         residual_layout,
         has_residual,
-        ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED if is_oversubscribed else ONE_SHOT_MAX_BYTES,
+        _one_shot_max_bytes(
+            world_size,
+            is_replicated=has_residual and residual_layout == "replicated",
+            is_oversubscribed=is_oversubscribed,
+        ),
     )
     # Two-shot stages a block for each peer, and its own results, out and residual, on the way back.
     rows_per_block_row = 1 if chosen == "one_shot" else max(world_size - 1, 2)
@@ -124,6 +131,30 @@ def plan_reduction(
         is_streaming=num_tokens * row_bytes >= STREAMING_MIN_BYTES,
         reason=reason,
     )
+
+
+def plan_residual_layout(
+    *, num_tokens: int, hidden: int, element_size: int, world_size: int, is_oversubscribed: bool
+) -> ResidualLayout:
+    """Choose the layout of a residual that nobody but the next reduction reads.
+
+    With row owners, two-shot, its other rows need not travel. One-shot needs all of it, and is the
+    cheaper of the two below a size.
+    """
+    limit = _one_shot_max_bytes(
+        world_size, is_replicated=False, is_oversubscribed=is_oversubscribed
+    )
+    if world_size == 1 or num_tokens * hidden * element_size <= limit:
+        return "replicated"
+    return "row_sharded"
+
+
+def _one_shot_max_bytes(world_size: int, *, is_replicated: bool, is_oversubscribed: bool) -> int:
+    if is_oversubscribed:
+        return ONE_SHOT_MAX_BYTES_OVERSUBSCRIBED
+    if is_replicated:
+        return max(ONE_SHOT_MAX_BYTES, ONE_SHOT_MAX_BYTES_REPLICATED // world_size)
+    return ONE_SHOT_MAX_BYTES
 
 
 def _choose_algorithm(

@@ -17,9 +17,8 @@ from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.config import ReductionKind, WeaveConfig
-from tokenweave.native_call import PreparedReduction
-from tokenweave.plan import ReductionPlan, ResidualLayout, split_rows
-from tokenweave.plan_on_world import plan_on
+from tokenweave.plan import ResidualLayout, split_rows
+from tokenweave.prepare import cheapest_residual_layout, prepare_reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +100,15 @@ class FusedReduction:
     def prepare(
         self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
     ) -> ReduceNorm:
-        plan = self._plan(num_tokens, hidden, dtype, keep_residuals=keep_residuals)
-        return _FusedStep(
-            self._world, plan, num_tokens, hidden, dtype, keep_residuals=keep_residuals
-        )
-
-    def _plan(
-        self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
-    ) -> ReductionPlan:
-        """Decide algorithm and residual layout for a whole forward pass.
-
-        With two-shot each rank reduces its own rows, so the other rows of the residual need not
-        travel. One-shot reduces all rows everywhere and needs all of it, as whoever asked for the
-        residuals does.
-        """
-
-        def planned(layout: ResidualLayout) -> ReductionPlan:
-            return plan_on(
-                self._world, dtype, num_tokens, hidden, "auto", "private", residual_layout=layout
+        # For a whole pass. Whoever asked for the residuals needs all rows of them.
+        layout: ResidualLayout = "replicated"
+        if not keep_residuals:
+            layout = cheapest_residual_layout(
+                self._world, num_tokens=num_tokens, hidden=hidden, dtype=dtype
             )
-
-        plan = planned("replicated")
-        if plan.algorithm == "one_shot" or keep_residuals:
-            return plan
-        return planned("row_sharded")
+        return _FusedStep(
+            self._world, layout, num_tokens, hidden, dtype, keep_residuals=keep_residuals
+        )
 
     def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
         if num_tokens * hidden * dtype.itemsize < _WORTH_A_VIEW_BYTES:
@@ -141,7 +125,7 @@ class _FusedStep:
     def __init__(
         self,
         world: World,
-        plan: ReductionPlan,
+        layout: ResidualLayout,
         num_tokens: int,
         hidden: int,
         dtype: torch.dtype,
@@ -149,19 +133,18 @@ class _FusedStep:
         keep_residuals: bool,
     ):
         self._world = world
-        self._reduce = PreparedReduction(
+        self._reduce = prepare_reduction(
             world,
-            plan,
             native.weave.OP_ALLREDUCE_RMSNORM,
             num_tokens=num_tokens,
             hidden=hidden,
             dtype=dtype,
+            residual_layout=layout,
         )
         self._dtype = dtype
         self._is_in_place = not keep_residuals
         start, stop = split_rows(num_tokens, world.size)[world.rank]
-        is_sharded = plan.residual_layout == "row_sharded"
-        self._own_rows = (stop - start, hidden) if is_sharded else None
+        self._own_rows = (stop - start, hidden) if layout == "row_sharded" else None
 
     def __call__(
         self,

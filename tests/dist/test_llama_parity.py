@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tests.dist.llama_models import CASES, SMOLLM2_LIKE, ModelCase, in_fp64, is_
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.testing.tolerance import assert_close, assert_same_bits
 from tokenfabric.world import World
-from tokenweave import WeaveConfig, plan_on_world
+from tokenweave import WeaveConfig, plan_on_world, prepare
 
 
 def digest(tensors: list[Tensor]) -> str:
@@ -51,7 +50,9 @@ def check_case(world: World, case: ModelCase, *, is_judge: bool) -> str:
     if is_judge:
         names = ["logits", *(f"hidden state {i}" for i in range(len(actual) - 1))]
         for name, x, exact, same_dtype in zip(names, actual, reference, baseline, strict=True):
-            assert_close(x, exact, same_dtype, what=name)
+            # Largest errors of a few hundred logits scatter by a fifth from one order of sums to
+            # another, on both sides.
+            assert_close(x, exact, same_dtype, factor=2.5, what=name)
     if case.dtype == torch.float32:
         sharded_tokens = model.generate(**case.inputs(), max_new_tokens=6, do_sample=False)
         assert torch.equal(sharded_tokens, tokens)
@@ -202,20 +203,24 @@ def _rank_layouts(world: World) -> None:
     model = tokenweave.parallelize(case.model(), world)
     real_plan, layouts = plan_on_world.plan_reduction, []
 
-    def plan_with(forced: str, **sizes: Any) -> Any:
-        plan = real_plan(**{**sizes, "algorithm": forced})
-        layouts.append(plan.residual_layout)
+    def plan_and_note(**sizes: Any) -> Any:
+        plan = real_plan(**sizes)
+        layouts.append((plan.algorithm, plan.residual_layout))
         return plan
 
+    real_choice = prepare.plan_residual_layout
+    plan_on_world.plan_reduction = plan_and_note  # type: ignore[assignment]
     results = []
-    for algorithm in ("one_shot", "two_shot"):
-        plan_on_world.plan_reduction = partial(plan_with, algorithm)  # type: ignore[assignment]
+    for layout in ("replicated", "row_sharded"):
+        prepare.plan_residual_layout = lambda chosen=layout, **sizes: chosen  # type: ignore[misc]
         results.append(model(**case.inputs()).logits)
         results.append(model(**case.inputs(), output_hidden_states=True).logits)
     plan_on_world.plan_reduction = real_plan
+    prepare.plan_residual_layout = real_choice
     for logits in results[1:]:
         assert_same_bits(logits, results[0], what="logits")
-    assert layouts == ["replicated", "replicated", "replicated", "row_sharded", "replicated"]
+    one_shot, two_shot = ("one_shot", "replicated"), ("two_shot", "row_sharded")
+    assert layouts == [one_shot, one_shot, two_shot, one_shot]
 
 
 def test_the_residual_layout_does_not_change_the_numbers() -> None:

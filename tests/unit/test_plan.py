@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweave.plan import ONE_SHOT_MAX_BYTES, plan_reduction, split_rows
+from tokenweave.plan import (
+    ONE_SHOT_MAX_BYTES,
+    ONE_SHOT_MAX_BYTES_REPLICATED,
+    plan_reduction,
+    plan_residual_layout,
+    split_rows,
+)
 
 SHAPES = {
     "num_tokens": st.integers(0, 100_000),
@@ -64,11 +70,27 @@ def plan(**changes: object) -> object:
 def test_small_sums_are_reduced_everywhere_and_large_ones_once() -> None:
     """The boundary of one-shot is where it is documented to be."""
     row_bytes = 512 * 2
-    at_limit = ONE_SHOT_MAX_BYTES // row_bytes
-    assert plan(num_tokens=at_limit).algorithm == "one_shot"  # type: ignore[attr-defined]
-    assert plan(num_tokens=at_limit + 1).algorithm == "two_shot"  # type: ignore[attr-defined]
+    for has_residual, limit in (
+        (False, ONE_SHOT_MAX_BYTES),
+        (True, ONE_SHOT_MAX_BYTES_REPLICATED // 2),
+    ):
+        rows = limit // row_bytes
+        at_limit = plan(num_tokens=rows, has_residual=has_residual)
+        above = plan(num_tokens=rows + 1, has_residual=has_residual)
+        assert at_limit.algorithm == "one_shot"  # type: ignore[attr-defined]
+        assert above.algorithm == "two_shot"  # type: ignore[attr-defined]
     assert plan(num_tokens=1, residual_layout="row_sharded").algorithm == "two_shot"  # type: ignore[attr-defined]
     assert "asked for" in plan(algorithm="two_shot").explain()  # type: ignore[attr-defined]
+
+
+def test_a_residual_stays_with_its_rows_owners_where_two_shot_is_cheaper() -> None:
+    sizes = {"hidden": 512, "element_size": 2, "is_oversubscribed": False}
+    at_limit = ONE_SHOT_MAX_BYTES // 1024
+    assert plan_residual_layout(num_tokens=at_limit, world_size=2, **sizes) == "replicated"
+    assert plan_residual_layout(num_tokens=at_limit + 1, world_size=2, **sizes) == "row_sharded"
+    assert plan_residual_layout(num_tokens=9999, world_size=1, **sizes) == "replicated"
+    crowded = sizes | {"is_oversubscribed": True}
+    assert plan_residual_layout(num_tokens=at_limit + 1, world_size=2, **crowded) == "replicated"
 
 
 @pytest.mark.parametrize(

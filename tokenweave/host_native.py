@@ -1,0 +1,126 @@
+"""The native calls of a reduction over several hosts: what each host does in its shared memory.
+
+What goes between hosts is in hierarchical.py.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenfabric import native
+from tokenfabric.errors import ConfigError
+from tokenweave.native_call import NATIVE_DTYPE, NATIVE_OUTPUT, address
+from tokenweave.plan import plan_reduction
+
+if TYPE_CHECKING:
+    from tokenfabric.world import World
+
+
+class UnroundedReduceScatter:
+    """A reduce-scatter of [rows, hidden] among the ranks of a host, with fp32 sums.
+
+    Calling it is collective over the host. Each rank gets the rows that split_rows deals it.
+    """
+
+    def __init__(self, world: "World", rows: int, hidden: int, dtype: torch.dtype) -> None:
+        """Settle the shape. ConfigError: a row does not fit into the staging memory."""
+        try:
+            plan = plan_reduction(
+                num_tokens=rows,
+                hidden=hidden,
+                element_size=dtype.itemsize,
+                world_size=world.layout.local_size,
+                staging_bytes=world.host_comm.staging_bytes,
+                output="own_rows",
+                has_residual=False,
+                is_oversubscribed=world.placement.is_oversubscribed,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self._run = native.weave.PreparedReduction(
+            world.row_kernels,
+            native.weave.OP_REDUCE_SCATTER,
+            rows,
+            hidden,
+            NATIVE_DTYPE[dtype],
+            NATIVE_DTYPE[dtype],
+            NATIVE_DTYPE[torch.float32],
+            residual_is_sharded=False,
+            algorithm=native.weave.TWO_SHOT,
+            output=NATIVE_OUTPUT[plan.output],
+            block_rows=plan.block_rows,
+            is_streaming=False,
+        ).run
+
+    def __call__(self, world: "World", x_address: int, out_address: int) -> None:
+        """Add the ranks' rows at `x_address` in rank order; out: [own rows, hidden] fp32."""
+        self._run(world.host_comm, x_address, 0, 0, 0, out_address, 0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finish:
+    """What happens to rows once their sum is complete: rounded once, then bias, residual, norm."""
+
+    hidden: int
+    dtype: torch.dtype
+    """Of residual, bias and the results."""
+    weight_dtype: torch.dtype
+    bias: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    """None: no norm, the result is the rounded sum."""
+    eps: float = 0.0
+    weight_offset: float = 0.0
+
+    def __call__(
+        self,
+        world: "World",
+        sums: Sequence[torch.Tensor],
+        out: int,
+        residual: int = 0,
+        residual_out: int = 0,
+    ) -> None:
+        """Add [rows, hidden] fp32 sums in the order given and finish them. Not collective.
+
+        Args:
+            world: whose threads and row kernels are used.
+            sums: of equal shape; those of the hosts, in host order.
+            out, residual, residual_out: addresses of as many rows; 0 for none.
+        """
+        native.weave.finish_rows(
+            world.host_comm,
+            world.row_kernels,
+            [address(rows) for rows in sums],
+            residual,
+            address(self.bias),
+            address(self.weight),
+            out,
+            residual_out,
+            len(sums[0]),
+            self.hidden,
+            NATIVE_DTYPE[self.dtype],
+            NATIVE_DTYPE[self.weight_dtype],
+            self.eps,
+            self.weight_offset,
+        )
+
+
+def gather_inside(
+    world: "World", source: int, target: int, rows: int, column_bytes: Sequence[int]
+) -> None:
+    """Put the columns of a host's ranks side by side. Collective over the host.
+
+    Args:
+        world: whose host.
+        source: address of this rank's [rows, column_bytes[local rank]] bytes; may be its place in
+            the target when there is one row.
+        target: address of [rows, sum(column_bytes)] bytes.
+        rows: 1 for flat tensors.
+        column_bytes: widths by local rank.
+    """
+    if world.layout.local_size > 1:
+        native.weave.all_gather(world.host_comm, source, target, rows, column_bytes)
+    elif source != target:
+        ctypes.memmove(target, source, rows * column_bytes[0])
