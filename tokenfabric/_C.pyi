@@ -92,6 +92,59 @@ class fabric:
     @staticmethod
     def operation_name(operation: int) -> str: ...
 
+class ring:
+    FLOAT32: int
+    BFLOAT16: int
+    FLOAT16: int
+
+    class ThreadPool:
+        def __init__(self, num_threads: int) -> None: ...
+        @property
+        def num_threads(self) -> int: ...
+
+    @staticmethod
+    def threads_of(comm: fabric.Communicator) -> ring.ThreadPool: ...
+
+    class MergeKernels:
+        @property
+        def name(self) -> str: ...
+
+    @staticmethod
+    def usable_merge_kernels() -> list[str]: ...
+    @staticmethod
+    def choose_merge_kernels(name: str) -> ring.MergeKernels: ...
+
+    class MergePiece:
+        def __init__(
+            self,
+            out: int,
+            out_strides: Sequence[int],
+            dtype: int,
+            lse: int,
+            lse_strides: Sequence[int],
+            row_start: int,
+            num_rows: int,
+            head_start: int,
+            num_heads: int,
+        ) -> None: ...
+
+    @staticmethod
+    def merge_lse(
+        threads: ring.ThreadPool,
+        kernels: ring.MergeKernels,
+        pieces: Sequence[ring.MergePiece],
+        sinks: int,
+        out: int,
+        out_strides: Sequence[int],
+        out_dtype: int,
+        lse: int,
+        lse_strides: Sequence[int],
+        batch: int,
+        rows: int,
+        heads: int,
+        head_dim: int,
+    ) -> None: ...
+
 class weave:
     FLOAT32: int
     BFLOAT16: int

@@ -19,6 +19,7 @@ inline void* as_pointer(uintptr_t address) {
 void register_errors();
 void bind_fabric(py::module_& module);
 void bind_mailboxes(py::module_& module);  // after bind_fabric, whose classes it returns
+void bind_ring(py::module_& module);
 void bind_weave(py::module_& module);
 
 }  // namespace token::bindings

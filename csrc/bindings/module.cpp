@@ -6,6 +6,8 @@ PYBIND11_MODULE(_C, module) {
     auto fabric = module.def_submodule("fabric", "Shared memory and signals between ranks.");
     token::bindings::bind_fabric(fabric);
     token::bindings::bind_mailboxes(fabric);
+    auto ring = module.def_submodule("ring", "Attention over a sharded sequence.");
+    token::bindings::bind_ring(ring);
     auto weave = module.def_submodule("weave", "Reductions fused with what follows them.");
     token::bindings::bind_weave(weave);
 }

@@ -7,10 +7,13 @@ import pytest
 from tests.house.tree import Import, imports_of, is_within, modules
 
 RING_PLANNERS = (
-    "blocks check check_coverage choose cost direction explain inputs kernels lower mask movement "
-    "partition plan problem push rank_plan reach relay results runs topology"
+    "blocks capability check check_coverage choose cost decode_plan direction explain inputs kernels "
+    "lower mask movement partition plan positions problem push rank_plan reach relay results runs "
+    "tiles topology"
 )
 PLANNERS = (
+    "tokenfabric.placement",
+    "tokenfabric.placement_advice",
     "tokenfabric.schedule",
     "tokenweave.plan",
     "tokenweave.host_plan",

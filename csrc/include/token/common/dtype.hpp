@@ -9,7 +9,8 @@ namespace token {
 enum class DType : int32_t {
     kFloat32 = 0,
     kBFloat16 = 1,
-    kBytes = 2,  // moved, never reduced
+    kBytes = 2,    // moved, never reduced
+    kFloat16 = 3,  // of partial attention outputs only
 };
 
 inline int64_t element_bytes(DType dtype) {
@@ -17,6 +18,7 @@ inline int64_t element_bytes(DType dtype) {
         case DType::kFloat32:
             return 4;
         case DType::kBFloat16:
+        case DType::kFloat16:
             return 2;
         case DType::kBytes:
             return 1;
@@ -32,6 +34,8 @@ inline const char* dtype_name(DType dtype) {
             return "bfloat16";
         case DType::kBytes:
             return "bytes";
+        case DType::kFloat16:
+            return "float16";
     }
     return "unknown";
 }

@@ -1,0 +1,182 @@
+"""Attention over a sequence on several ranks: every strategy against the ring as usually written.
+
+    python -m benchmarks.bench_ring            # 4k and 16k tokens, about half an hour
+    python -m benchmarks.bench_ring --quick    # one small cell of each kind
+    python -m benchmarks.bench_ring --long     # 32k and 64k tokens, once, auto and plain ring
+
+Starts its own ranks. Providers are in ring_providers.py, the way of measuring in
+tokenfabric/testing/bench.py.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.ring_providers import BLOCKS, PLAIN, RingProblem
+from tokenfabric.testing.bench import Budget, Cell, WorldRanks, measure
+from tokenfabric.testing.bench_report import (
+    describe_environment,
+    environment,
+    markdown_table,
+    write_jsonl,
+)
+from tokenfabric.testing.spawn import run_ranks
+from tokenfabric.world import World
+from tokenring.shard import unshard
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_STRATEGIES = (
+    "q", "q_push", "kv", "kv_bidirectional", "kv_push", "allgather", "ulysses", "auto",
+)  # fmt: skip
+_HEAD_DIM, _HEADS = 64, 8
+
+
+def main() -> None:
+    """Parse the command line, measure, show the tables and write the result files."""
+    options = _parse()
+    console = Console()
+    facts = environment(_REPOSITORY)
+    console.print(describe_environment(facts), soft_wrap=True)
+    cells: list[Cell] = []
+    report = [f"# Attention over several ranks\n\n{describe_environment(facts)}\n\n{_LEGEND}"]
+    for num_ranks in options.ranks:
+        found = run_ranks(
+            _rank_cells, num_ranks, options.tokens, options.kv_heads, options.passes,
+            options.strategies, options.seconds, options.rounds, timeout_s=7200,
+        )[0]  # fmt: skip
+        cells += found
+        columns = ["tokens", "kv heads", "causal", "pass", "auto takes"]
+        report.append(f"## {num_ranks} ranks\n\n{markdown_table(found, columns)}")
+        console.print(report[-1], soft_wrap=True, highlight=False)
+    if options.write:
+        name = "ring_long" if options.long else "ring"
+        stem = options.directory / f"{name}_{facts.machine}_{facts.month}"
+        write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
+        stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
+        console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
+
+
+_LEGEND = f"""\
+Every time is the median over rounds of the slowest rank's time for one call; a ratio is
+`{PLAIN}` / provider, the median of per-round ratios with its p25-p75. A/A is the baseline against
+itself: differences within it mean nothing on this machine. {_HEADS} query heads of {_HEAD_DIM},
+bf16, one torch thread per rank, batch 1. Tokens are those of the whole sequence, dealt zigzag where
+causal, else contiguous.
+
+- `{PLAIN}`: one-way KV ring by isend and irecv over gloo, contiguous, the same local kernel.
+- strategies by name, and `auto`, which takes what the label says (forward, backward).
+- `{BLOCKS}`: what auto's plan has each rank compute, on all ranks at once, with transfers and
+  merges off. Its time over auto's is the efficiency."""
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 1])
+    parser.add_argument("--passes", nargs="+", default=["forward", "both"])
+    parser.add_argument("--strategies", nargs="+", default=list(_STRATEGIES))
+    parser.add_argument("--seconds", type=float, default=10.0, help="timed rounds of one cell")
+    parser.add_argument("--rounds", type=int, default=3, help="at least, whatever they take")
+    parser.add_argument("--quick", action="store_true", help="1024 tokens, 2 ranks")
+    parser.add_argument("--long", action="store_true", help="32k and 64k, auto and plain, once")
+    parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--no-write", dest="write", action="store_false")
+    options = parser.parse_args()
+    if options.quick:
+        options.ranks, options.tokens, options.seconds, options.write = [2], [1024], 0.5, False
+    if options.long:
+        options.tokens, options.strategies = [32768, 65536], ["auto"]
+        options.passes, options.rounds, options.seconds = ["forward"], 1, 0.0
+    return options
+
+
+def _rank_cells(
+    world: World,
+    tokens: list[int],
+    kv_heads: list[int],
+    passes: list[str],
+    strategies: list[str],
+    seconds: float,
+    rounds: int,
+) -> list[Cell]:
+    grid = product(tokens, kv_heads, (False, True), passes)
+    return [cell for point in grid for cell in _cell(world, *point, strategies, seconds, rounds)]
+
+
+def _cell(
+    world: World,
+    tokens: int,
+    kv_heads: int,
+    causal: bool,
+    which: str,
+    strategies: list[str],
+    seconds: float,
+    rounds: int,
+) -> Iterator[Cell]:
+    problem = RingProblem(
+        world=world,
+        tokens=tokens,
+        heads_q=_HEADS,
+        heads_kv=kv_heads,
+        head_dim=_HEAD_DIM,
+        causal=causal,
+        backward=which == "both",
+        dtype=torch.bfloat16,
+    )
+    providers: dict[str, Any] = {PLAIN: problem.plain()}
+    providers |= {name: problem.ours(name) for name in strategies}
+    providers[BLOCKS] = problem.blocks_alone("auto")
+    yield measure(
+        providers,
+        baseline=PLAIN,
+        check=_make_check(problem),
+        labels={
+            "operation": "ring_attention",
+            "ranks": world.size,
+            "tokens": tokens,
+            "heads": _HEADS,
+            "kv heads": kv_heads,
+            "head_dim": _HEAD_DIM,
+            "dtype": "bf16",
+            "causal": causal,
+            "pass": which,
+            "auto takes": problem.chosen(),
+        },
+        ranks=WorldRanks(world),
+        budget=Budget(seconds=seconds, min_rounds=rounds, warmup_calls=0),
+    )
+
+
+def _make_check(problem: RingProblem) -> Any:
+    """Compare every provider with the plain ring, as whole tensors.
+
+    Both round to bf16, in different places: their difference is at most a few units of it, and the
+    bound here only has to catch what is wrong. Exactness is the tests' business.
+    """
+    expected: list[torch.Tensor] = []
+
+    def check(name: str, result: Any) -> None:
+        if name == BLOCKS:
+            return
+        partition = "contiguous" if name == PLAIN else problem.partition
+        whole = [
+            unshard(x.float(), world=problem.world, layout=problem.layout(partition))
+            for x in result
+        ]
+        if name == PLAIN and not expected:
+            expected.extend(whole)
+        for got, wanted in zip(whole, expected, strict=True):
+            error = (got - wanted).abs().max() / wanted.abs().max()
+            assert error < 0.05, f"{name} differs from the plain ring by {error:.3f} of the largest"
+
+    return check
+
+
+if __name__ == "__main__":
+    main()
