@@ -27,7 +27,7 @@ from tokenfabric.testing.bench_report import (
 )
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
-from tokenring.shard import unshard
+from tokenring.sharding import unshard
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _STRATEGIES = (

@@ -23,7 +23,7 @@ from tokenring.merge import merge_partials
 from tokenring.partial import Partial
 from tokenring.partition import Layout, Partition, partition_tokens
 from tokenring.plan import RingPlan
-from tokenring.shard import shard
+from tokenring.sharding import shard
 
 PLAIN = "plain ring"
 BLOCKS = "blocks alone"

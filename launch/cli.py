@@ -4,10 +4,37 @@ Exit codes: 0 done, 1 failed (or a check found a difference), 2 the request cann
 """
 
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launch.options import (
+    Dtype,
+    DtypeOption,
+    MaxNewTokens,
+    Model,
+    Partition,
+    Pin,
+    Prompt,
+    Ranks,
+    Threads,
+    TimeoutS,
+)
+from launch.ring_options import (
+    AttentionCheck,
+    AttentionDtype,
+    Causal,
+    HeadDim,
+    Heads,
+    KvHeads,
+    RingCheck,
+    Softcap,
+    Strategy,
+    TokenPartition,
+    Tokens,
+    Window,
+    refuse_unused,
+)
 
 if TYPE_CHECKING:
     from launch.failure import Failure
@@ -21,39 +48,6 @@ app = typer.Typer(
 )
 
 
-class Dtype(StrEnum):
-    """Data type of weights and activations."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A checkpoint's directory (safetensors), a GGUF file, the id of a model in the "
-        "Hugging Face cache, or 'smollm2', the demo model."
-    ),
-]
-Ranks = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Number of processes that share the model. Default: 2, or torchrun's.",
-        show_default=False,
-    ),
-]
-Prompt = Annotated[str, typer.Option(help="What to say to the model.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-DtypeOption = Annotated[
-    Dtype, typer.Option(help="auto: bf16 where this CPU computes in it, otherwise fp32.")
-]
-TimeoutS = Annotated[
-    float, typer.Option(min=1.0, help="Seconds that one process waits for another.")
-]
-
-
 @app.command()
 def demo(
     model: Model = "smollm2",
@@ -62,6 +56,8 @@ def demo(
     max_new_tokens: MaxNewTokens = 64,
     dtype: DtypeOption = Dtype.AUTO,
     seconds: Annotated[float, typer.Option(min=1.0, help="About how long to measure.")] = 20.0,
+    threads: Threads = None,
+    pin: Pin = None,
     timeout_s: TimeoutS = 120.0,
 ) -> None:
     """Answer a prompt with a model shared by 2 processes, then measure what sharing costs."""
@@ -69,6 +65,8 @@ def demo(
         "launch.recipes.demo:run",
         model=model,
         ranks=ranks,
+        threads=threads,
+        pin=pin,
         timeout_s=timeout_s,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
@@ -101,15 +99,30 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    ring: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of processes that share the tokens of prompt and cache, each with the "
+            "whole model; instead of --ranks.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Threads = None,
+    pin: Pin = None,
     timeout_s: TimeoutS = 60.0,
 ) -> None:
     """Write a model's answer to stdout, as it comes; everything else goes to stderr."""
     if top_p < 1.0 and temperature == 0.0:
         raise typer.BadParameter("--top-p needs a --temperature above 0: greedy has no choice")
+    if ring is not None and ranks is not None:
+        raise typer.BadParameter("--ring shares the tokens, --ranks the model: give one of them")
     _run(
-        "launch.recipes.generate:run",
+        "launch.recipes.generate:run" if ring is None else "launch.recipes.generate_ring:run",
         model=model,
-        ranks=ranks,
+        ranks=ranks if ring is None else ring,
+        threads=threads,
+        pin=pin,
         timeout_s=timeout_s,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
@@ -123,19 +136,69 @@ def generate(
 
 @app.command()
 def verify(
+    context: typer.Context,
     model: Model = "smollm2",
     ranks: Ranks = None,
     max_new_tokens: MaxNewTokens = 32,
+    attention: AttentionCheck = False,
+    ring: RingCheck = False,
+    tokens: Tokens = None,
+    partition: TokenPartition = Partition.ZIGZAG,
+    heads: Heads = 8,
+    kv_heads: KvHeads = 2,
+    head_dim: HeadDim = 64,
+    dtype: AttentionDtype = Dtype.AUTO,
+    causal: Causal = True,
+    window: Window = None,
+    softcap: Softcap = None,
+    strategy: Strategy = "auto",
+    threads: Threads = None,
+    pin: Pin = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Compare the shared model with the same model in one process, in fp32 and in bf16."""
-    passed = _run(
-        "launch.recipes.verify:run",
-        model=model,
-        ranks=ranks,
-        timeout_s=timeout_s,
-        max_new_tokens=max_new_tokens,
-    )
+    refuse_unused(context, is_attention=attention, is_ring=ring)
+    if attention:
+        passed = _run(
+            "launch.recipes.verify_attention:run",
+            model=None,
+            ranks=ranks,
+            threads=threads,
+            pin=pin,
+            timeout_s=timeout_s,
+            tokens=1024 if tokens is None else tokens,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=dtype.value,
+            partition=partition.value,
+            strategy=strategy,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+        )
+    elif ring:
+        passed = _run(
+            "launch.recipes.verify_ring:run",
+            model=model,
+            ranks=ranks,
+            default_ranks=4,
+            threads=threads,
+            pin=pin,
+            timeout_s=timeout_s,
+            tokens=tokens,
+            partition=partition.value,
+        )
+    else:
+        passed = _run(
+            "launch.recipes.verify:run",
+            model=model,
+            ranks=ranks,
+            threads=threads,
+            pin=pin,
+            timeout_s=timeout_s,
+            max_new_tokens=max_new_tokens,
+        )
     if not passed:
         raise typer.Exit(1)
 
@@ -154,18 +217,38 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _run(recipe: str, *, model: str, ranks: int | None, timeout_s: float, **args: object) -> object:
-    """Prepare the model, then run a recipe on its ranks; return rank 0's result."""
+def _run(
+    recipe: str,
+    *,
+    model: str | None,
+    ranks: int | None,
+    threads: int | None,
+    pin: bool | None,
+    timeout_s: float,
+    default_ranks: int = 2,
+    **args: object,
+) -> object:
+    """Prepare the model, if there is one, run a recipe on its ranks; return rank 0's result."""
     from launch.console import ConsoleReporter
     from launch.job import JobSpec
     from launch.models import prepare_model
     from launch.report import SilentReporter
     from launch.torchrun import choose_ranks, is_quiet_rank, run_job
 
-    num_ranks = choose_ranks(ranks)
-    folder = prepare_model(model, SilentReporter() if is_quiet_rank() else ConsoleReporter())
-    args["model"] = str(folder)
-    return run_job(JobSpec(recipe=recipe, ranks=num_ranks, args=args, timeout_s=timeout_s))
+    num_ranks = choose_ranks(ranks, default_ranks)
+    if model is not None:
+        reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
+        args["model"] = str(prepare_model(model, reporter))
+    return run_job(
+        JobSpec(
+            recipe=recipe,
+            ranks=num_ranks,
+            args=args,
+            timeout_s=timeout_s,
+            num_threads=threads,
+            pin=pin,
+        )
+    )
 
 
 def main() -> None:

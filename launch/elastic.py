@@ -29,17 +29,19 @@ from launch.failure import (
 )
 from launch.job import JobSpec
 from launch.rank import run_rank
+from tokenfabric.cores import pin_process
 from tokenfabric.env import rank_info_from_env
+from tokenfabric.placement import PlacementPlan
 
 _TAIL_LINES = 20
 
 
-def run_elastic(spec: JobSpec, num_threads: int, folder: Path) -> object:
+def run_elastic(spec: JobSpec, placement: PlacementPlan, folder: Path) -> object:
     """Start `spec.ranks` ranks, wait for them and return rank 0's result.
 
     Args:
         spec: the job.
-        num_threads: compute threads of each rank.
+        placement: cores and threads of the ranks, one plan for all of them.
         folder: an empty folder for the ranks' files, removed by the caller.
 
     Raises:
@@ -64,7 +66,7 @@ def run_elastic(spec: JobSpec, num_threads: int, folder: Path) -> object:
     with _quiet_loggers(), _signal_handlers_kept():
         try:
             # The spec travels as an object: the agent expands "$" in arguments that are strings.
-            results = elastic_launch(config, _rank_main)(spec, num_threads, files)
+            results = elastic_launch(config, _rank_main)(spec, placement, files)
         except ChildFailedError as error:
             raise JobFailedError(_cause(error, files, spec.ranks)) from None
         except SignalException as error:
@@ -107,17 +109,27 @@ class RankFiles(LogsSpecs):
         return destination
 
 
-def _rank_main(spec: JobSpec, num_threads: int, files: RankFiles) -> object:
+def _rank_main(spec: JobSpec, placement: PlacementPlan, files: RankFiles) -> object:
     # Inherited from the fork server as ignored. A rank has nothing to clean up: it ends at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
+    info = rank_info_from_env()
+    assert info is not None, "the agent sets the six variables"
     try:
-        return run_rank(spec, num_threads)
+        # Before anything large is allocated: memory lies where it is first touched.
+        if placement.is_pinned:
+            pin_process(placement.cores_of_rank[info.rank])
+        return run_rank(spec, placement.num_threads, _remark(spec, placement))
     except (Exception, SystemExit) as error:
-        info = rank_info_from_env()
-        assert info is not None, "the agent sets the six variables"
         write_failure(describe(error, info.rank), files.failure(info.rank))
         raise
+
+
+def _remark(spec: JobSpec, placement: PlacementPlan) -> str:
+    """Return what is poor about the layout and was not asked for, in sentences."""
+    is_as_asked = placement.is_pinned or spec.pin is False
+    pinning = () if is_as_asked else (f"not pinned: {placement.reason}",)
+    return "\n".join((*pinning, *placement.notes))
 
 
 def _end_with_launcher() -> None:

@@ -30,6 +30,12 @@ class JobSpec:
     timeout_s: float = 60.0
     """Seconds that one rank waits for another before the job fails."""
 
+    num_threads: int | None = None
+    """Compute threads of each rank; None: OMP_NUM_THREADS, or as many as the rank has cores."""
+
+    pin: bool | None = None
+    """Whether each rank runs on cores of its own: True must, False must not, None if it can."""
+
     def __post_init__(self) -> None:
         if not _RECIPE.fullmatch(self.recipe):
             raise ValueError(f"recipe must be 'package.module:function', got {self.recipe!r}")
@@ -37,6 +43,8 @@ class JobSpec:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
         for name, value in self.args.items():
             if not name.isidentifier():
                 raise ValueError(f"args must have Python names for keys, got {name!r}")

@@ -11,32 +11,37 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
 from launch.failure import JobFailedError, describe
-from launch.job import JobSpec, threads_per_rank
+from launch.job import JobSpec
+from tokenfabric.cores import plan_on_this_host
 from tokenfabric.env import rank_info_from_env
-from tokenfabric.errors import ConfigError
-from tokenfabric.topology import usable_cores
+from tokenfabric.errors import ConfigError, TopologyError
+from tokenfabric.placement import PlacementPlan
 
 DEFAULT_RANKS = 2
 
 # Above any activation of one layer, below what would matter if it were never given back.
 _MALLOC_KEEP_BYTES = 1 << 30
 
+# OpenMP's own ways to bind threads. They lay one process out on the whole machine: below a pinned
+# rank they would move its threads back to the first cores, those of every other rank too.
+_OPENMP_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
-def choose_ranks(asked: int | None) -> int:
-    """Return the number of ranks: torchrun's below torchrun, else what was asked, else 2.
+
+def choose_ranks(asked: int | None, default: int = DEFAULT_RANKS) -> int:
+    """Return the number of ranks: torchrun's below torchrun, else what was asked, else the default.
 
     Raises:
         ConfigError: torchrun started another number than was asked for.
     """
     info = rank_info_from_env()
     if info is None:
-        return DEFAULT_RANKS if asked is None else asked
+        return default if asked is None else asked
     if asked not in (None, info.world_size):
         raise ConfigError(
             f"--ranks {asked} was asked for, but torchrun started {info.world_size}: drop --ranks, "
@@ -55,11 +60,18 @@ def run_job(spec: JobSpec) -> object:
     """Run a job to its end and return what its recipe returned on rank 0.
 
     Raises:
+        ConfigError: torchrun's ranks cannot be pinned here, or OMP_NUM_THREADS is no number.
+        TopologyError: the ranks were to be pinned and cannot be.
         JobFailedError: with the first failing rank's own error; no rank is left running.
     """
     info = rank_info_from_env()
     if info is None and spec.ranks > 1:
         return _run_on_new_ranks(spec)
+    if info is not None and spec.pin:
+        raise ConfigError(
+            "--pin was asked for, but torchrun started these ranks, and where they run is its "
+            "user's choice: pin them with numactl or taskset, see docs/placement.md"
+        )
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from launch.rank import run_rank
@@ -67,7 +79,7 @@ def run_job(spec: JobSpec) -> object:
     rank = None if info is None else info.rank
     try:
         # torchrun shows what `record` leaves for it, beside what this process says itself.
-        return record(run_rank)(spec, None)
+        return record(run_rank)(spec, spec.num_threads)
     except Exception as error:
         raise JobFailedError(describe(error, rank)) from error
 
@@ -87,18 +99,33 @@ def rank_environment(num_threads: int) -> dict[str, str]:
 
 
 def _run_on_new_ranks(spec: JobSpec) -> object:
-    num_threads = threads_per_rank(len(usable_cores()), spec.ranks)
+    placement = _choose_placement(spec)
     with (
-        _environment(rank_environment(num_threads)) as environment,
+        _environment(
+            rank_environment(placement.num_threads),
+            dropped=_OPENMP_BINDING if placement.is_pinned else (),
+        ),
         tempfile.TemporaryDirectory(prefix="tokenfabric-job-") as folder,
     ):
         # The server imports beside this process: start it before importing torch here.
         _start_server(["launch.elastic", "launch.rank", spec.module])
         from launch.elastic import run_elastic
 
-        # Handed over as a number too: a server that is running already has read another one.
-        num_threads = _number_of_threads(environment["OMP_NUM_THREADS"])
-        return run_elastic(spec, num_threads, Path(folder))
+        return run_elastic(spec, placement, Path(folder))
+
+
+def _choose_placement(spec: JobSpec) -> PlacementPlan:
+    # Handed over as a number too: a server that is running already has read another setting.
+    setting = os.environ.get("OMP_NUM_THREADS")
+    num_threads = spec.num_threads
+    if num_threads is None and setting is not None:
+        num_threads = _number_of_threads(setting)
+    placement = plan_on_this_host(spec.ranks, num_threads)
+    if spec.pin is False:
+        return placement.without_pinning("--no-pin was asked for")
+    if spec.pin and not placement.is_pinned:
+        raise TopologyError(f"--pin was asked for, but {placement.reason}")
+    return placement
 
 
 def _start_server(modules: list[str]) -> None:
@@ -124,12 +151,17 @@ def _number_of_threads(setting: str) -> int:
 
 
 @contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """Set what the user has not set for processes started meanwhile; yield what is in force."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
+def _environment(defaults: Mapping[str, str], dropped: Collection[str]) -> Iterator[None]:
+    """For processes started meanwhile, set what the user has not set and drop what must not be."""
+    before = dict(os.environ)
+    added = {name: value for name, value in defaults.items() if name not in before}
+    taken = {name: before[name] for name in dropped if name in before}
     os.environ.update(added)
+    for name in taken:
+        del os.environ[name]
     try:
-        yield {name: os.environ[name] for name in defaults}
+        yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+        os.environ.update(taken)

@@ -148,6 +148,14 @@ class ring:
 class weave:
     FLOAT32: int
     BFLOAT16: int
+    FLOAT16: int
+    RMS_NORM: int
+    LAYER_NORM: int
+    FUSED: int
+    DROP_IN: int
+    NOT_QUANTIZED: int
+    FP8_E4M3: int
+    INT8: int
     ONE_SHOT: int
     TWO_SHOT: int
     OUTPUT_PRIVATE: int
@@ -181,6 +189,12 @@ class weave:
             output: int,
             block_rows: int,
             is_streaming: bool,
+            residual_dtype: int,
+            norm: int,
+            numerics: int,
+            quantized_format: int,
+            group_elements: int,
+            scale: float,
         ) -> None: ...
         def run(
             self,
@@ -189,8 +203,24 @@ class weave:
             residual: int,
             bias: int,
             weight: int,
+            norm_bias: int,
             out: int,
             residual_out: int,
+            eps: float,
+            weight_offset: float,
+        ) -> None: ...
+        def run_quantized(
+            self,
+            comm: fabric.Communicator,
+            x: int,
+            residual: int,
+            bias: int,
+            weight: int,
+            norm_bias: int,
+            out: int,
+            residual_out: int,
+            quantized: int,
+            scales: int,
             eps: float,
             weight_offset: float,
         ) -> None: ...

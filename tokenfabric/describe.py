@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING
 
 from tokenfabric import env, native, topology
+from tokenfabric.cores import read_cores
+from tokenfabric.placement import format_cores, nodes_of
+from tokenfabric.placement_advice import advise
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -19,7 +22,7 @@ def describe_world(world: "World", *, partial_bytes: int, staging_bytes: int) ->
     usable = ", ".join(native.weave.usable_row_kernels())
     crowd = "more threads than cores" if place.is_oversubscribed else "every thread has a core"
     pinned = "no core is shared" if place.is_pinned else "not pinned: ranks share cores"
-    cores = topology.format_cores(place.cores_of_rank[place.rank])
+    cores = format_cores(place.cores_of_rank[place.rank])
     state = "closed" if world.is_closed else str(world.broken or "open")
     return "\n".join(
         (
@@ -29,10 +32,23 @@ def describe_world(world: "World", *, partial_bytes: int, staging_bytes: int) ->
             f"kernels    {world.row_kernels.name} (TOKENFABRIC_ISA={env.isa()}; this CPU runs "
             f"{usable})",
             f"threads    {world.num_threads} a rank, cores {cores} ({pinned}; {crowd})",
+            *_memory_and_advice(place),
             f"waits      {place.spin_count} polls, then a futex; deadline {world.timeout_s:g} s",
             f"workspace  2 x ({partial_bytes >> 20} MiB partial sums + 2 x "
             f"{staging_bytes >> 20} MiB staging) a rank",
         )
+    )
+
+
+def _memory_and_advice(place: topology.HostPlacement) -> tuple[str, ...]:
+    """Return where this rank's memory lies, and what is poor about that."""
+    cores = read_cores(indices=set().union(*place.cores_of_rank))
+    own = [core for core in cores if core.index in place.cores_of_rank[place.rank]]
+    advice = advise(place.rank, place.cores_of_rank, place.num_threads, cores)
+    return (
+        f"memory     of NUMA node {format_cores(nodes_of(own))} "
+        f"(the ranks of this host: {format_cores(nodes_of(cores))})",
+        *(f"advice     {sentence}" for sentence in advice),
     )
 
 

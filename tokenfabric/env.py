@@ -3,7 +3,7 @@
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are torchrun's. CXX is
 CMake's. Ours:
 
-TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, scalar
+TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, avx2, scalar
 TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
 TOKENFABRIC_HOST_ID     which host this rank counts as, see host_id()
 """

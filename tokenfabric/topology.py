@@ -65,17 +65,6 @@ def default_threads(cores_of_rank: tuple[tuple[int, ...], ...], wanted: int) -> 
     return max(1, min(wanted, share))
 
 
-def format_cores(cores: tuple[int, ...]) -> str:
-    """Return (0, 1, 2, 5) as "0-2,5"."""
-    spans: list[list[int]] = []
-    for core in cores:
-        if spans and core == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], core]
-        else:
-            spans.append([core])
-    return ",".join("-".join(str(end) for end in span) for span in spans)
-
-
 def host_fingerprint() -> bytes:
     """Return 16 bytes equal for processes that can share memory, different otherwise.
 

@@ -5,9 +5,9 @@ what runs on the world (tokenweave, tokenring).
 """
 
 import datetime
+import os
 import weakref
 from collections.abc import Hashable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,10 +16,12 @@ import torch.distributed as dist
 from tokenfabric import env, native, topology
 from tokenfabric.describe import describe_world
 from tokenfabric.errors import ConfigError, TokenFabricError, TopologyError
+from tokenfabric.fork import watch_forks
 from tokenfabric.hosts import Call, Hosts
 from tokenfabric.links import connect_links
 from tokenfabric.log import rank_logger
 from tokenfabric.rendezvous import Meeting, MeshSettings, connect, process_group_of
+from tokenfabric.unusable import why_no_communicator
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -97,6 +99,7 @@ class World:
         group_name: name under which torch ops find this world.
         timeout_s: deadline of every wait on another rank, seconds.
         num_threads: threads of this rank's kernels.
+        left_by: the process whose world this is, in a forked child of it; else None.
         prepared: what the packages above have settled once for calls of one shape, by a key of
             theirs; emptied by `close`.
     """
@@ -120,6 +123,7 @@ class World:
         self._comm: native.fabric.Communicator | None = None
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
         self.prepared: dict[Hashable, Any] = {}
+        self.left_by: int | None = None
         self.row_kernels = native.weave.choose_row_kernels(env.isa())
         settings = MeshSettings(
             partial_bytes=_PARTIAL_BYTES,
@@ -192,23 +196,15 @@ class World:
             TopologyError: the ranks lie on several hosts, so not all of them share memory.
         """
         if self._comm is None:
-            raise self._why_no_comm()
+            raise why_no_communicator(self)
         return self._comm
 
     @property
     def host_comm(self) -> "native.fabric.Communicator":
         """The native communicator of this host's ranks, by local rank. ConfigError: closed."""
         if self._host_comm is None:
-            raise self._why_no_comm()
+            raise why_no_communicator(self)
         return self._host_comm
-
-    def _why_no_comm(self) -> TokenFabricError:
-        if self.is_closed:
-            return ConfigError(f"this world (rank {self.rank} of {self.size}) is closed")
-        return TopologyError(
-            f"this needs memory that all {self.size} ranks share, but they lie on {self.num_hosts} "
-            f"hosts: rank {self.rank} shares memory with ranks {list(self.layout.host_ranks)} only"
-        )
 
     @property
     def is_closed(self) -> bool:
@@ -243,11 +239,9 @@ class World:
         return describe_world(self, partial_bytes=_PARTIAL_BYTES, staging_bytes=_STAGING_BYTES)
 
     def __repr__(self) -> str:
-        return (
-            f"World(rank={self.rank}, size={self.size}, device={self.device}, "
-            f"num_threads={self.num_threads}, kernels={self.row_kernels.name}, "
-            f"timeout_s={self.timeout_s:g})"
-        )
+        what = f"rank={self.rank}, size={self.size}, device={self.device}"
+        how = f"num_threads={self.num_threads}, kernels={self.row_kernels.name}"
+        return f"World({what}, {how}, timeout_s={self.timeout_s:g})"
 
     def close(self) -> None:
         """Leave the world. Not collective; peers that still wait for this rank get PeerLostError.
@@ -266,15 +260,17 @@ class World:
             self._owns_group = False
             dist.destroy_process_group()
 
+    def leave_to_parent(self) -> object:
+        """Become a closed world in a forked child (see fork.py)."""
+        self.left_by, self._owns_group = os.getppid(), False
+        kept = (self._comm, self._host_comm, self.prepared)
+        self._comm, self._host_comm, self.prepared = None, None, {}
+        return kept
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def _adopt(self, buffer: "SymmetricBuffer") -> None:
@@ -288,6 +284,7 @@ def _register(world: World) -> str:
         number += 1
         name = f"{base}#{number}"
     _worlds[name] = world
+    watch_forks(_worlds.values)
     return name
 
 

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
         partial_sum_buffer,
         reduce_scatter,
     )
+    from tokenweave.quantized import allreduce_rmsnorm_quantized
+    from tokenweave.quantized_output import QuantizedOutput
 
 __all__ = [
     "FusedAllReduceRMSNorm",
+    "QuantizedOutput",
     "WeaveConfig",
     "all_gather",
     "all_reduce",
     "allreduce_rmsnorm",
+    "allreduce_rmsnorm_quantized",
     "broadcast",
     "from_pretrained",
     "parallelize",
@@ -36,10 +40,12 @@ __all__ = [
 
 _LAZY = {
     "FusedAllReduceRMSNorm": "tokenweave.layers",
+    "QuantizedOutput": "tokenweave.quantized_output",
     "WeaveConfig": "tokenweave.config",
     "all_gather": "tokenweave.ops",
     "all_reduce": "tokenweave.ops",
     "allreduce_rmsnorm": "tokenweave.ops",
+    "allreduce_rmsnorm_quantized": "tokenweave.quantized",
     "broadcast": "tokenweave.ops",
     "from_pretrained": "tokenweave.integrations",
     "parallelize": "tokenweave.integrations",

@@ -6,7 +6,7 @@ import torch
 
 from tokenfabric.errors import ConfigError
 
-REDUCIBLE = (torch.float32, torch.bfloat16)
+REDUCIBLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_ready(x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
@@ -25,7 +25,7 @@ def is_ready(x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> bool:
 def tensor(name: str, x: torch.Tensor) -> None:
     """Check a tensor that is reduced: dtype, device, layout."""
     if x.dtype not in REDUCIBLE:
-        raise ConfigError(f"{name} must be float32 or bfloat16, got {x.dtype}")
+        raise ConfigError(f"{name} must be float32, bfloat16 or float16, got {x.dtype}")
     any_dtype(name, x)
 
 

@@ -1,68 +1,133 @@
-"""What the fused operation settles once per shape, dtype and options, and keeps with the world."""
+"""What a fused reduction settles once per shape and options, and finds again at the next call."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
 from tokenfabric import native
+from tokenfabric.errors import ConfigError
 from tokenweave import checks
+from tokenweave.forms import NormKind, Numerics
 from tokenweave.plan import Algorithm, Output, ResidualLayout
 from tokenweave.plan_on_world import residual_shape
 from tokenweave.prepare import Prepared, prepare_reduction
+from tokenweave.quantized_output import QuantizedOutput
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
 
+# (shape and dtype of x_partial, dtype of weight, residual layout, algorithm, whether out is shared,
+# norm, numerics, dtype of the residual if it is said, quantised output): a plain tuple, since a
+# call makes one in 0.1 us.
+Key = tuple[
+    torch.Size, torch.dtype, torch.dtype, ResidualLayout, Algorithm, bool, NormKind, Numerics,
+    torch.dtype | None, QuantizedOutput | None,
+]  # fmt: skip
+
+# A server meets a few hundred shapes; more than this are not worth the memory of keeping them.
+_MOST_PREPARED = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class FusedCall:
-    """What `allreduce_rmsnorm` settles once per shape and options."""
+    """What is the same at every call of one key."""
 
     reduce: Prepared
     rows_shape: torch.Size
     """Of this rank's residual."""
+    residual_dtype: torch.dtype
     weight_shape: torch.Size
+
+    def check(
+        self,
+        key: Key,
+        x_partial: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm_bias: torch.Tensor | None,
+    ) -> None:
+        """Check the inputs of a call, quickly if nothing is wrong.
+
+        Raises:
+            ConfigError: names what is.
+        """
+        is_ready, dtype, shape = checks.is_ready, key[1], self.weight_shape
+        if not (
+            is_ready(x_partial, key[0], dtype)
+            and is_ready(weight, shape, key[2])
+            and (residual is None or is_ready(residual, self.rows_shape, self.residual_dtype))
+            and (bias is None or is_ready(bias, shape, dtype))
+            and (norm_bias is None or (key[6] != "rms_norm" and is_ready(norm_bias, shape, key[2])))
+        ):
+            checks.any_dtype("x_partial", x_partial)
+            checks.like("weight", weight, shape, key[2])
+            checks.like("residual", residual, self.rows_shape, self.residual_dtype)
+            checks.like("bias", bias, shape, dtype)
+            checks.like("norm_bias", norm_bias, shape, key[2])
+            if norm_bias is not None and key[6] == "rms_norm":
+                raise ConfigError("norm_bias is for layer_norm: rms_norm has none")
+        checks.no_gradient(
+            x_partial=x_partial, residual=residual, weight=weight, bias=bias, norm_bias=norm_bias
+        )
 
 
 def prepare_fused(
-    world: "World",
-    x_partial: torch.Tensor,
-    weight: torch.Tensor,
-    residual_layout: ResidualLayout,
-    algorithm: Algorithm,
-    is_shared: bool,
+    world: "World", key: Key, x_partial: torch.Tensor, weight: torch.Tensor
 ) -> FusedCall:
-    """Check what a key of `World.prepared` stands for, and settle it. Not collective.
+    """Return the call of `key`, from now on in world.prepared.
 
     Raises:
-        ConfigError: shape, dtype or options cannot be had.
+        ConfigError: the options are not to be had together, or the shapes do not fit.
     """
+    call = _prepare(world, key, x_partial, weight)
+    if len(world.prepared) >= _MOST_PREPARED:
+        world.prepared.clear()
+    world.prepared[key] = call
+    return call
+
+
+def check_residual_dtype(residual: torch.Tensor | None, residual_dtype: torch.dtype) -> None:
+    """Check that a residual has the dtype that is asked for.
+
+    Raises:
+        ConfigError: it has another.
+    """
+    if residual is not None and residual.dtype != residual_dtype:
+        raise ConfigError(f"residual is {residual.dtype}, but residual_dtype is {residual_dtype}")
+
+
+def _prepare(world: "World", key: Key, x_partial: torch.Tensor, weight: torch.Tensor) -> FusedCall:
+    _, dtype, _, residual_layout, algorithm, is_shared, norm, numerics, kept_dtype, quantized = key
     num_tokens, hidden = checks.activation("x_partial", x_partial)
-    checks.vector("weight", weight, hidden, (x_partial.dtype, torch.float32))
+    for name, value, options in (
+        ("norm", norm, get_args(NormKind)),
+        ("numerics", numerics, get_args(Numerics)),
+    ):
+        if value not in options:
+            raise ConfigError(f"{name} must be one of {options}, got {value!r}")
+    residual_dtype = dtype if kept_dtype is None else kept_dtype
+    is_drop_in = numerics == "drop_in"
+    if residual_dtype != dtype and (residual_dtype != torch.float32 or is_drop_in):
+        wanted = dtype if is_drop_in else f"{dtype} or torch.float32"
+        raise ConfigError(f"a residual beside {dtype} must be {wanted}, got {residual_dtype}")
+    checks.vector("weight", weight, hidden, (dtype,) if is_drop_in else (dtype, torch.float32))
     output: Output = "shared" if is_shared else "private"
     reduce = prepare_reduction(
         world,
         native.weave.OP_ALLREDUCE_RMSNORM,
         num_tokens=num_tokens,
         hidden=hidden,
-        dtype=x_partial.dtype,
+        dtype=dtype,
         weight_dtype=weight.dtype,
         algorithm=algorithm,
         output=output,
         residual_layout=residual_layout,
+        residual_dtype=residual_dtype,
+        norm=norm,
+        numerics=numerics,
+        quantized=quantized,
     )
     rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
-    return FusedCall(reduce, rows_shape, torch.Size((hidden,)))
-
-
-# A server meets a few hundred shapes; more than this are not worth the memory of keeping them.
-_MOST_PREPARED = 4096
-
-
-def remember(world: "World", key: Hashable, call: FusedCall) -> None:
-    """Keep a call for the next one of its shape and options."""
-    if len(world.prepared) >= _MOST_PREPARED:
-        world.prepared.clear()
-    world.prepared[key] = call
+    return FusedCall(reduce, rows_shape, residual_dtype, torch.Size((hidden,)))

@@ -69,8 +69,10 @@ class HierarchicalReduction:
         residual_out: Tensor | None,
         eps: float,
         weight_offset: float,
+        norm_bias: Tensor | None = None,
     ) -> None:
         """Reduce on `world`. See `tokenweave.allreduce_rmsnorm` for what each tensor is."""
+        assert norm_bias is None, "LayerNorm is refused when a call over several hosts is prepared"
         plan, hosts = self._plan, hosts_of(world)
         is_absent = [tensor is None for tensor in (residual, residual_out, bias, weight)]
         options = (plan.output, plan.residual_layout, is_absent, self._weight_dtype, eps,

@@ -53,11 +53,17 @@ class UnroundedReduceScatter:
             output=NATIVE_OUTPUT[plan.output],
             block_rows=plan.block_rows,
             is_streaming=False,
+            residual_dtype=NATIVE_DTYPE[torch.float32],
+            norm=native.weave.RMS_NORM,
+            numerics=native.weave.FUSED,
+            quantized_format=native.weave.NOT_QUANTIZED,
+            group_elements=0,
+            scale=0.0,
         ).run
 
     def __call__(self, world: "World", x_address: int, out_address: int) -> None:
         """Add the ranks' rows at `x_address` in rank order; out: [own rows, hidden] fp32."""
-        self._run(world.host_comm, x_address, 0, 0, 0, out_address, 0, 0.0, 0.0)
+        self._run(world.host_comm, x_address, 0, 0, 0, 0, out_address, 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ from torch import nn
 
 from tokenfabric.errors import ConfigError
 from tokenweave import ops
+from tokenweave.forms import NormKind, Numerics
 from tokenweave.plan import Algorithm, ResidualLayout
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class FusedAllReduceRMSNorm(nn.Module):
-    """All-reduce + bias + residual + RMSNorm in one step: `(x_partial, residual) -> (normed,
-    residual)`.
+    """All-reduce + bias + residual + RMSNorm (or LayerNorm) in one step: `(x_partial, residual) ->
+    (normed, residual)`.
 
     Takes the place of `dist.all_reduce(x); residual += x; normed = norm(residual)` after a
     row-parallel linear layer that keeps its output as a partial sum. See
@@ -34,22 +35,28 @@ class FusedAllReduceRMSNorm(nn.Module):
         residual_layout: ResidualLayout = "replicated",
         algorithm: Algorithm = "auto",
         dtype: torch.dtype | None = None,
+        norm: NormKind = "rms_norm",
+        norm_bias: torch.Tensor | None = None,
+        numerics: Numerics = "fused",
+        residual_dtype: torch.dtype | None = None,
     ) -> None:
         """Build the module. Not collective.
 
         Args:
             hidden_size: width of a token.
             world: where the reduction runs; held by reference, close it yourself.
-            eps, weight_offset, residual_layout, algorithm: see `tokenweave.allreduce_rmsnorm`.
+            eps, weight_offset, residual_layout, algorithm, norm, numerics, residual_dtype: see
+                `tokenweave.allreduce_rmsnorm`.
             weight: [hidden_size]; ones when None. The tensor itself becomes the parameter.
             bias: [hidden_size] bias of the row-parallel layer before, added once; none when None.
             dtype: of a weight made here; torch's default when None.
+            norm_bias: [hidden_size] of a layer_norm; none when None.
 
         Raises:
-            ConfigError: weight or bias has another shape.
+            ConfigError: weight or a bias has another shape.
         """
         super().__init__()
-        for name, vector in (("weight", weight), ("bias", bias)):
+        for name, vector in (("weight", weight), ("bias", bias), ("norm_bias", norm_bias)):
             if vector is not None and vector.shape != (hidden_size,):
                 raise ConfigError(f"{name} must be ({hidden_size},), got {tuple(vector.shape)}")
         if weight is None:
@@ -60,8 +67,14 @@ class FusedAllReduceRMSNorm(nn.Module):
         self.weight_offset = weight_offset
         self.residual_layout: ResidualLayout = residual_layout
         self.algorithm: Algorithm = algorithm
+        self.norm: NormKind = norm
+        self.numerics: Numerics = numerics
+        self.residual_dtype = residual_dtype
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.norm_bias = (
+            None if norm_bias is None else nn.Parameter(norm_bias.detach(), requires_grad=False)
+        )
 
     def forward(
         self, x_partial: torch.Tensor, residual: torch.Tensor | None = None
@@ -77,10 +90,15 @@ class FusedAllReduceRMSNorm(nn.Module):
             weight_offset=self.weight_offset,
             residual_layout=self.residual_layout,
             algorithm=self.algorithm,
+            norm=self.norm,
+            norm_bias=self.norm_bias,
+            numerics=self.numerics,
+            residual_dtype=self.residual_dtype,
         )
 
     def extra_repr(self) -> str:
         return (
             f"{self.hidden_size}, eps={self.eps}, ranks={self.world.size}, "
-            f"residual_layout={self.residual_layout!r}, algorithm={self.algorithm!r}"
+            f"residual_layout={self.residual_layout!r}, algorithm={self.algorithm!r}, "
+            f"norm={self.norm!r}, numerics={self.numerics!r}"
         )

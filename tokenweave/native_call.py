@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenfabric import native
+from tokenweave.forms import NormKind, Numerics
 from tokenweave.plan import Output, ReductionPlan
+from tokenweave.quantized_output import QuantizedFormat, QuantizedOutput
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -13,9 +15,12 @@ if TYPE_CHECKING:
 # A tensor without elements has no address, but is not an absent tensor: a rank without rows must
 # still call what the others call. Never read or written.
 _ADDRESS_OF_NOTHING = 64
-# Values of token::DType and token::weave::Output; a test compares them with the module's.
-NATIVE_DTYPE = {torch.float32: 0, torch.bfloat16: 1}
+# Values of the enums of csrc; a test compares them with the module's.
+NATIVE_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 3}
 NATIVE_OUTPUT: dict[Output, int] = {"private": 0, "own_rows": 1, "shared": 2}
+NATIVE_NORM: dict[NormKind, int] = {"rms_norm": 0, "layer_norm": 1}
+NATIVE_NUMERICS: dict[Numerics, int] = {"fused": 0, "drop_in": 1}
+NATIVE_FORMAT: dict[QuantizedFormat, int] = {"fp8_e4m3": 1, "int8": 2}
 
 
 def address(x: torch.Tensor | None) -> int:
@@ -31,7 +36,7 @@ class PreparedReduction:
     and dtype, without gradients. It keeps no world alive: calls name theirs.
     """
 
-    __slots__ = ("_run",)
+    __slots__ = ("_native", "_run")
 
     def __init__(
         self,
@@ -44,6 +49,10 @@ class PreparedReduction:
         dtype: torch.dtype,
         weight_dtype: torch.dtype | None = None,
         out_dtype: torch.dtype | None = None,
+        residual_dtype: torch.dtype | None = None,
+        norm: NormKind = "rms_norm",
+        numerics: Numerics = "fused",
+        quantized: QuantizedOutput | None = None,
     ) -> None:
         """Settle the call.
 
@@ -55,9 +64,12 @@ class PreparedReduction:
             weight_dtype: of the norm; default: dtype.
             out_dtype: of the result; default: dtype. float32 keeps a reduce-scatter's sums
                 unrounded.
+            residual_dtype: default: that of the result.
+            norm, numerics: see tokenweave/forms.py.
+            quantized: for calls of `quantized`; None for the others.
         """
         weave = native.weave
-        self._run = weave.PreparedReduction(
+        self._native = weave.PreparedReduction(
             world.row_kernels,
             operation,
             num_tokens,
@@ -70,7 +82,14 @@ class PreparedReduction:
             NATIVE_OUTPUT[plan.output],
             plan.block_rows,
             plan.is_streaming,
-        ).run
+            NATIVE_DTYPE[residual_dtype or out_dtype or dtype],
+            NATIVE_NORM[norm],
+            NATIVE_NUMERICS[numerics],
+            weave.NOT_QUANTIZED if quantized is None else NATIVE_FORMAT[quantized.format],
+            0 if quantized is None else quantized.group_elements(hidden),
+            0.0 if quantized is None else quantized.scale or 0.0,
+        )
+        self._run = self._native.run
 
     def __call__(
         self,
@@ -83,6 +102,7 @@ class PreparedReduction:
         residual_out: torch.Tensor | None,
         eps: float,
         weight_offset: float,
+        norm_bias: torch.Tensor | None = None,
     ) -> None:
         """Reduce on `world`. See `tokenweave.allreduce_rmsnorm` for what each tensor is."""
         self._run(
@@ -91,8 +111,40 @@ class PreparedReduction:
             address(residual),
             address(bias),
             address(weight),
+            address(norm_bias),
             out_address,
             address(residual_out),
+            eps,
+            weight_offset,
+        )
+
+    def quantized(
+        self,
+        world: "World",
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        weight: torch.Tensor,
+        norm_bias: torch.Tensor | None,
+        out: torch.Tensor | None,
+        residual_out: torch.Tensor,
+        quantized: torch.Tensor,
+        scales: torch.Tensor | None,
+        eps: float,
+        weight_offset: float,
+    ) -> None:
+        """Reduce to 8-bit codes. See `tokenweave.allreduce_rmsnorm_quantized`."""
+        self._native.run_quantized(
+            world.comm,
+            address(x),
+            address(residual),
+            address(bias),
+            address(weight),
+            address(norm_bias),
+            address(out),
+            address(residual_out),
+            address(quantized),
+            address(scales),
             eps,
             weight_offset,
         )

@@ -19,7 +19,8 @@ import torch
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenweave import checks, host_moves, torch_ops
-from tokenweave.fused_call import FusedCall, prepare_fused, remember
+from tokenweave.forms import NormKind, Numerics
+from tokenweave.fused_call import FusedCall, Key, check_residual_dtype, prepare_fused
 from tokenweave.native_call import address
 from tokenweave.plan import Algorithm, ResidualLayout
 from tokenweave.plan_on_world import flat_rows, residual_shape
@@ -43,6 +44,10 @@ def allreduce_rmsnorm(
     algorithm: Algorithm = "auto",
     out: torch.Tensor | SharedOutput | None = None,
     residual_out: torch.Tensor | None = None,
+    norm: NormKind = "rms_norm",
+    norm_bias: torch.Tensor | None = None,
+    numerics: Numerics = "fused",
+    residual_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All-reduce, add bias and residual, normalize: one kernel (arXiv 2505.11329, section 3).
 
@@ -51,13 +56,16 @@ def allreduce_rmsnorm(
 
     The sum over ranks is taken in fp32 in rank order and rounded once to the activation dtype;
     everything after it is fp32 with one final rounding. All ranks hold the same bits, whatever the
-    algorithm.
+    algorithm. Batch-invariant: a row's bits depend on that row alone, not on the other rows, their
+    number, the algorithm or the blocks it makes.
 
     Args:
-        x_partial: [..., hidden] bfloat16 or float32, contiguous: this rank's partial sum. Read
-            without a copy if it lies in a SymmetricBuffer of the world or in `partial_sum_buffer`.
-        residual: like x_partial, equal on all ranks; or, row_sharded, [rows of this rank, hidden]
-            as `tokenweave.plan.split_rows` deals them; or None for none.
+        x_partial: [..., hidden] bfloat16, float16 or float32, contiguous: this rank's partial sum.
+            Read without a copy if it lies in a SymmetricBuffer of the world or in
+            `partial_sum_buffer`.
+        residual: like x_partial or float32, equal on all ranks; or, row_sharded, [rows of this
+            rank, hidden] as `tokenweave.plan.split_rows` deals them; or None for none. A float32
+            residual keeps the sum unrounded.
         weight: [hidden], activation dtype or float32, equal on all ranks.
         eps: added to the mean square.
         bias: [hidden], activation dtype, added once (not per rank).
@@ -71,6 +79,15 @@ def allreduce_rmsnorm(
             be `residual` itself (in place). Allocated when None. out may be a SharedOutput (needs a
             row_sharded residual): normed is then one tensor that all ranks have mapped, read-only,
             until the call after the next one that is given the same SharedOutput.
+        norm: "rms_norm", or "layer_norm": (s - mean(s)) * rsqrt(var(s) + eps) * (weight_offset +
+            weight) + norm_bias.
+        norm_bias: [hidden], weight's dtype; of a layer_norm; or None for none.
+        numerics: "fused" as above; "drop_in" rounds to the activation dtype where separate
+            operations do: after each addition, and in an rms_norm without weight_offset before the
+            weight, as Hugging Face's LlamaRMSNorm. The mean is summed in another order than
+            torch's, so that results may differ by one rounding. Needs weight and residual in the
+            activation dtype.
+        residual_dtype: of the new residual where residual is None; default: the activation dtype.
 
     Returns:
         (normed, residual): normed [..., hidden] on all ranks; residual as residual_layout says.
@@ -81,35 +98,26 @@ def allreduce_rmsnorm(
     if torch.compiler.is_compiling() and not isinstance(out, SharedOutput):
         return torch_ops.traced_allreduce_rmsnorm(
             x_partial, residual, weight, bias, eps, weight_offset, residual_layout, algorithm,
-            world.group_name, out, residual_out,
+            world.group_name, norm, norm_bias, numerics, residual_dtype, out, residual_out,
         )  # fmt: skip
-    key = (x_partial.shape, x_partial.dtype, weight.dtype, residual_layout, algorithm,
-           isinstance(out, SharedOutput))  # fmt: skip
-    call: FusedCall | None = world.prepared.get(key)
-    if call is None:
-        call = prepare_fused(world, x_partial, weight, *key[3:])
-        remember(world, key, call)
-    shape, dtype, is_ready = key[0], key[1], checks.is_ready
-    if not (
-        is_ready(x_partial, shape, dtype)
-        and is_ready(weight, call.weight_shape, weight.dtype)
-        and (residual is None or is_ready(residual, call.rows_shape, dtype))
-        and (bias is None or is_ready(bias, call.weight_shape, dtype))
-    ):
-        checks.any_dtype("x_partial", x_partial)
-        checks.like("weight", weight, call.weight_shape, weight.dtype)
-        checks.like("residual", residual, call.rows_shape, dtype)
-        checks.like("bias", bias, call.weight_shape, dtype)
-    checks.no_gradient(x_partial=x_partial, residual=residual, weight=weight, bias=bias)
+    if residual_dtype is not None:
+        check_residual_dtype(residual, residual_dtype)
+    kept_dtype = residual_dtype if residual is None else residual.dtype
+    key: Key = (x_partial.shape, x_partial.dtype, weight.dtype, residual_layout, algorithm,
+                isinstance(out, SharedOutput), norm, numerics, kept_dtype, None)  # fmt: skip
+    call: FusedCall = world.prepared.get(key) or prepare_fused(world, key, x_partial, weight)
+    call.check(key, x_partial, residual, weight, bias, norm_bias)
+    shape, dtype = key[0], key[1]
     if isinstance(out, SharedOutput):
         normed_address, normed = out.slot(shape, dtype)
     else:
         normed = checks.output("out", out, shape, dtype)
         normed_address = address(normed)
-    residual_out = checks.output("residual_out", residual_out, call.rows_shape, dtype)
+    residual_out = checks.output("residual_out", residual_out, call.rows_shape, call.residual_dtype)
     call.reduce(
-        world, x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset
-    )
+        world, x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset,
+        norm_bias,
+    )  # fmt: skip
     if isinstance(out, SharedOutput):
         out.advance()
     return normed, residual_out
@@ -125,7 +133,7 @@ def all_reduce(
     """Return sum over ranks of x, in fp32 in rank order, rounded once.
 
     Args:
-        x: any shape, bfloat16 or float32, contiguous.
+        x: any shape, bfloat16, float16 or float32, contiguous.
         world: the ranks to sum over.
         out: where the sum goes; may be x.
         algorithm: see `allreduce_rmsnorm`.
@@ -155,7 +163,7 @@ def reduce_scatter(
     """Return this rank's rows of the sum over ranks of x.
 
     Args:
-        x: [..., hidden] bfloat16 or float32, contiguous.
+        x: [..., hidden] bfloat16, float16 or float32, contiguous.
         world: the ranks to sum over.
         out: [rows of this rank, hidden] as `tokenweave.plan.split_rows` deals them.
     """

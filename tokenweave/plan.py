@@ -77,6 +77,7 @@ def plan_reduction(
     residual_layout: ResidualLayout = "replicated",
     has_residual: bool = True,
     is_oversubscribed: bool = False,
+    exchanged_row_bytes: int | None = None,
 ) -> ReductionPlan:
     """Choose algorithm and block size. The same on every rank, since all arguments are.
 
@@ -87,6 +88,8 @@ def plan_reduction(
         algorithm: "auto", or what the caller insists on.
         is_oversubscribed: whether the ranks have more threads than cores.
         has_residual: whether the sum is kept beside the result (not in a plain all-reduce).
+        exchanged_row_bytes: what a two-shot owner gives its peers for one row; default: a result
+            and a residual like the partial sum.
 
     Raises:
         ValueError: an option is none of those there are, the algorithm cannot give the output or
@@ -113,12 +116,15 @@ def plan_reduction(
             is_oversubscribed=is_oversubscribed,
         ),
     )
-    # Two-shot stages a block for each peer, and its own results, out and residual, on the way back.
-    rows_per_block_row = 1 if chosen == "one_shot" else max(world_size - 1, 2)
-    limit = staging_bytes // (row_bytes * rows_per_block_row)
+    # Two-shot stages a block for each peer, and its own results on the way back.
+    staged_bytes = row_bytes
+    if chosen == "two_shot":
+        results = 2 * row_bytes if exchanged_row_bytes is None else exchanged_row_bytes
+        staged_bytes = max((world_size - 1) * row_bytes, results)
+    limit = staging_bytes // staged_bytes
     if world_size > 1 and limit < 1:
         raise ValueError(
-            f"a row of {hidden} elements needs {row_bytes * rows_per_block_row} bytes of staging, "
+            f"a row of {hidden} elements needs {staged_bytes} bytes of staging, "
             f"the world has {staging_bytes}"
         )
     share = num_tokens if chosen == "one_shot" else -(-num_tokens // world_size)

@@ -31,6 +31,7 @@ def plan_on(
     output: Output,
     residual_layout: ResidualLayout,
     has_residual: bool = True,
+    exchanged_row_bytes: int | None = None,
 ) -> ReductionPlan:
     """Plan a reduction of [num_tokens, hidden] on `world`; what cannot be done is a ConfigError."""
     try:
@@ -44,6 +45,7 @@ def plan_on(
             output=output,
             residual_layout=residual_layout,
             has_residual=has_residual,
+            exchanged_row_bytes=exchanged_row_bytes,
             is_oversubscribed=world.placement.is_oversubscribed,
         )
     except ValueError as error:

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenfabric.errors import ConfigError
+from tokenweave.forms import NormKind, Numerics
 from tokenweave.hierarchical import HierarchicalReduction
 from tokenweave.host_plan import plan_forward_pass, plan_hierarchical
 from tokenweave.native_call import PreparedReduction
 from tokenweave.plan import Algorithm, Output, ResidualLayout, plan_residual_layout
 from tokenweave.plan_on_world import plan_on
+from tokenweave.quantized_output import QuantizedOutput
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -29,6 +31,10 @@ def prepare_reduction(
     output: Output = "private",
     residual_layout: ResidualLayout = "replicated",
     has_residual: bool = True,
+    residual_dtype: torch.dtype | None = None,
+    norm: NormKind = "rms_norm",
+    numerics: Numerics = "fused",
+    quantized: QuantizedOutput | None = None,
 ) -> Prepared:
     """Plan a reduction of [num_tokens, hidden] and settle all of it but the tensors.
 
@@ -40,14 +46,21 @@ def prepare_reduction(
         num_tokens, hidden, dtype: the partial sums.
         weight_dtype: of the norm; default: dtype.
         algorithm, output, residual_layout, has_residual: see `tokenweave.plan.plan_reduction`.
+        residual_dtype, norm, numerics, quantized: see `tokenweave.allreduce_rmsnorm_quantized`;
+            other than the defaults on one host only.
 
     Raises:
         ConfigError: the world cannot do it, or is closed.
     """
     if world.layout.num_hosts == 1:
+        kept_bytes = hidden * (residual_dtype or dtype).itemsize
+        normed_bytes = hidden * dtype.itemsize
+        if quantized is not None:
+            normed_bytes = quantized.row_bytes(hidden, dtype.itemsize)
         plan = plan_on(
-            world, dtype, num_tokens, hidden, algorithm, output, residual_layout, has_residual
-        )
+            world, dtype, num_tokens, hidden, algorithm, output, residual_layout, has_residual,
+            exchanged_row_bytes=normed_bytes + kept_bytes,
+        )  # fmt: skip
         return PreparedReduction(
             world,
             plan,
@@ -56,6 +69,17 @@ def prepare_reduction(
             hidden=hidden,
             dtype=dtype,
             weight_dtype=weight_dtype,
+            residual_dtype=residual_dtype,
+            norm=norm,
+            numerics=numerics,
+            quantized=quantized,
+        )
+    is_plain = norm == "rms_norm" and numerics == "fused" and quantized is None
+    if not is_plain or residual_dtype not in (None, dtype):
+        raise ConfigError(
+            f"between hosts there is rms_norm with fused numerics and a residual like x_partial; "
+            f"norm {norm!r}, numerics {numerics!r}, residual {residual_dtype or dtype} and "
+            f"quantised output {quantized} together need ranks on one host"
         )
     if algorithm != "auto":
         raise ConfigError(

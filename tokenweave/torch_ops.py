@@ -13,14 +13,16 @@ import torch
 
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import find_world
+from tokenweave.forms import NormKind, Numerics
 from tokenweave.plan import Algorithm, ResidualLayout
 
 # Kept alive for as long as the operators are to exist.
 _LIBRARY = torch.library.Library("tokenweave", "FRAGMENT")
 
-_NORM_ARGUMENTS = (
+NORM_ARGUMENTS = (
     "Tensor weight, Tensor? bias, float eps, float weight_offset, str residual_layout, "
-    "str algorithm, str group_name"
+    "str algorithm, str group_name, str norm='rms_norm', Tensor? norm_bias=None, "
+    "str numerics='fused'"
 )
 
 
@@ -34,15 +36,22 @@ def traced_allreduce_rmsnorm(
     residual_layout: ResidualLayout,
     algorithm: Algorithm,
     group_name: str,
+    norm: NormKind,
+    norm_bias: torch.Tensor | None,
+    numerics: Numerics,
+    residual_dtype: torch.dtype | None,
     out: torch.Tensor | None,
     residual_out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Express `ops.allreduce_rmsnorm` by the operators, inside torch.compile."""
-    rest = (weight, bias, eps, weight_offset, residual_layout, algorithm, group_name)
+    rest = (weight, bias, eps, weight_offset, residual_layout, algorithm, group_name, norm,
+            norm_bias, numerics)  # fmt: skip
     if residual is not None and residual_out is residual:
         normed = torch.ops.tokenweave.allreduce_rmsnorm_(x_partial, residual, *rest)
         return (normed if out is None else out.copy_(normed)), residual
-    normed, new_residual = torch.ops.tokenweave.allreduce_rmsnorm(x_partial, residual, *rest)
+    normed, new_residual = torch.ops.tokenweave.allreduce_rmsnorm(
+        x_partial, residual, *rest, residual_dtype
+    )
     return (
         normed if out is None else out.copy_(normed),
         new_residual if residual_out is None else residual_out.copy_(new_residual),
@@ -59,6 +68,10 @@ def _allreduce_rmsnorm(
     residual_layout: ResidualLayout,
     algorithm: Algorithm,
     group_name: str,
+    norm: NormKind = "rms_norm",
+    norm_bias: torch.Tensor | None = None,
+    numerics: Numerics = "fused",
+    residual_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from tokenweave import ops
 
@@ -72,6 +85,10 @@ def _allreduce_rmsnorm(
         weight_offset=weight_offset,
         residual_layout=residual_layout,
         algorithm=algorithm,
+        norm=norm,
+        norm_bias=norm_bias,
+        numerics=numerics,
+        residual_dtype=residual_dtype,
     )
 
 
@@ -85,6 +102,9 @@ def _allreduce_rmsnorm_inplace(
     residual_layout: ResidualLayout,
     algorithm: Algorithm,
     group_name: str,
+    norm: NormKind = "rms_norm",
+    norm_bias: torch.Tensor | None = None,
+    numerics: Numerics = "fused",
 ) -> torch.Tensor:
     from tokenweave import ops
 
@@ -98,6 +118,9 @@ def _allreduce_rmsnorm_inplace(
         weight_offset=weight_offset,
         residual_layout=residual_layout,
         algorithm=algorithm,
+        norm=norm,
+        norm_bias=norm_bias,
+        numerics=numerics,
         residual_out=residual,
     )
     return normed
@@ -146,10 +169,23 @@ def _fake_allreduce_rmsnorm(
     residual_layout: ResidualLayout,
     algorithm: Algorithm,
     group_name: str,
+    norm: NormKind = "rms_norm",
+    norm_bias: torch.Tensor | None = None,
+    numerics: Numerics = "fused",
+    residual_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if residual_layout == "row_sharded":
-        return x_partial.new_empty(x_partial.shape), _own_rows(x_partial, group_name)
-    return x_partial.new_empty(x_partial.shape), x_partial.new_empty(x_partial.shape)
+    kept = residual_dtype if residual is None else residual.dtype
+    return x_partial.new_empty(x_partial.shape), fake_residual(
+        x_partial, residual_layout, kept, group_name
+    )
+
+
+def fake_residual(
+    x: torch.Tensor, residual_layout: ResidualLayout, dtype: torch.dtype | None, group_name: str
+) -> torch.Tensor:
+    """Return an empty new residual of x, of its dtype when dtype is None."""
+    rows = _own_rows(x, group_name) if residual_layout == "row_sharded" else x
+    return rows.new_empty(rows.shape, dtype=dtype or x.dtype)
 
 
 def _fake_same_shape(x: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -186,41 +222,41 @@ def _refusing_gradients(name: str) -> Callable[..., Any]:
     return entry
 
 
-def _define(
-    name: str, signature: str, kernel: Callable[..., Any], fake: Callable[..., Any]
-) -> None:
+def define(name: str, signature: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define torch.ops.tokenweave.<name>."""
     _LIBRARY.define(f"{name}({signature}")
     _LIBRARY.impl(name, kernel, "CPU")
     _LIBRARY.impl(name, _refusing_gradients(name), "Autograd")
     torch.library.register_fake(f"tokenweave::{name}", fake, lib=_LIBRARY)
 
 
-_define(
+define(
     "allreduce_rmsnorm",
-    f"Tensor x_partial, Tensor? residual, {_NORM_ARGUMENTS}) -> (Tensor, Tensor)",
+    f"Tensor x_partial, Tensor? residual, {NORM_ARGUMENTS}, ScalarType? residual_dtype=None) "
+    "-> (Tensor, Tensor)",
     _allreduce_rmsnorm,
     _fake_allreduce_rmsnorm,
 )
-_define(
+define(
     "allreduce_rmsnorm_",
-    f"Tensor x_partial, Tensor(a!) residual, {_NORM_ARGUMENTS}) -> Tensor",
+    f"Tensor x_partial, Tensor(a!) residual, {NORM_ARGUMENTS}) -> Tensor",
     _allreduce_rmsnorm_inplace,
     _fake_same_shape,
 )
-_define(
+define(
     "all_reduce",
     "Tensor x, str algorithm, str group_name) -> Tensor",
     _all_reduce,
     _fake_same_shape,
 )
-_define("reduce_scatter", "Tensor x, str group_name) -> Tensor", _reduce_scatter, _own_rows)
-_define(
+define("reduce_scatter", "Tensor x, str group_name) -> Tensor", _reduce_scatter, _own_rows)
+define(
     "all_gather",
     "Tensor x, int dim, SymInt[]? sizes, str group_name) -> Tensor",
     _all_gather,
     _fake_all_gather,
 )
-_define(
+define(
     "broadcast_",
     "Tensor(a!) x, int src, str group_name) -> ()",
     _broadcast_inplace,

@@ -1,165 +1,81 @@
 // The bodies against each other, bit for bit, and against fp64.
-#include "../weave/row_kernels.hpp"
-#include "expect.hpp"
+#include "row_values.hpp"
 #include "token/common/errors.hpp"
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 namespace {
 
 using namespace token;
+using namespace token::testing;
+using norm::NormKind;
+using norm::Numerics;
+using norm::RowTypes;
 using weave::RowKernels;
 
-constexpr int kCanary = 16;
+constexpr RowTypes kAllTypes[] = {{kF32, kF32, kF32, kF32},
+                                  {kBf16, kBf16, kBf16, kBf16},
+                                  {kBf16, kBf16, kF32, kBf16},
+                                  {kF16, kF16, kF16, kF16},
+                                  {kF16, kF16, kF32, kF16},
+                                  {kBf16, kBf16, kBf16, kF32},
+                                  {kF16, kF16, kF16, kF32},
+                                  {kBf16, kF32, kF32, kF32},
+                                  {kF32, kBf16, kBf16, kBf16},
+                                  {kF32, kF16, kF32, kF16}};
 
-float from_bf16(uint16_t value) {
-    const uint32_t bits = uint32_t{value} << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof(result));
-    return result;
-}
-
-struct Row {
-    std::vector<unsigned char> out, residual;
+struct Form {
+    NormKind norm;
+    Numerics numerics;
+    bool has_norm_bias;
 };
+constexpr Form kForms[] = {{NormKind::kRms, Numerics::kFused, false},
+                           {NormKind::kRms, Numerics::kDropIn, false},
+                           {NormKind::kLayer, Numerics::kFused, true},
+                           {NormKind::kLayer, Numerics::kDropIn, false}};
 
-// Values over many magnitudes, with NaN, infinities, denormals and signed zeros where `special`.
-std::vector<float> values(std::mt19937& random, int64_t count, bool special) {
-    std::normal_distribution<float> normal;
-    std::vector<float> result(count);
-    for (float& value : result) {
-        value = normal(random);
-        if (special && random() % 5 == 0) {
-            const float specials[] = {std::numeric_limits<float>::quiet_NaN(),
-                                      std::numeric_limits<float>::infinity(),
-                                      -std::numeric_limits<float>::infinity(),
-                                      std::numeric_limits<float>::denorm_min() * 1e7f,
-                                      -0.0f,
-                                      0.0f,
-                                      std::numeric_limits<float>::max(),
-                                      1e-39f};
-            value = specials[random() % 8];
-        }
-    }
-    return result;
+void expect_same(const Row& actual, const Row& expected, const RowTypes& types) {
+    EXPECT(same_bits(actual.out, expected.out, types.activation));
+    EXPECT(same_bits(actual.residual, expected.residual, types.residual));
 }
 
-std::vector<unsigned char> encode(const std::vector<float>& from, bool is_bf16) {
-    std::vector<unsigned char> to(from.size() * (is_bf16 ? 2 : 4));
-    for (size_t i = 0; i < from.size(); ++i) {
-        if (is_bf16) {
-            uint32_t bits;
-            std::memcpy(&bits, &from[i], 4);
-            const uint16_t high = static_cast<uint16_t>(bits >> 16);
-            std::memcpy(&to[2 * i], &high, 2);
-        } else {
-            std::memcpy(&to[4 * i], &from[i], 4);
-        }
-    }
-    return to;
-}
-
-struct Types {
-    DType input, activation, weight;
-};
-constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16;
-constexpr Types kAllTypes[] = {{kF32, kF32, kF32},
-                               {kBf16, kBf16, kBf16},
-                               {kBf16, kBf16, kF32},
-                               {kBf16, kF32, kF32},
-                               {kF32, kBf16, kBf16},
-                               {kF32, kBf16, kF32}};
-
-Row reduce(const RowKernels& kernels,
-           const Types& types,
-           bool has_norm,
-           const std::vector<std::vector<unsigned char>>& inputs,
-           const std::vector<unsigned char>& residual,
-           const std::vector<unsigned char>& weight,
-           const std::vector<unsigned char>& bias,
-           int64_t hidden) {
-    const size_t bytes = hidden * element_bytes(types.activation);
-    Row row{std::vector<unsigned char>(bytes + kCanary, 0xab),
-            std::vector<unsigned char>(bytes + kCanary, 0xab)};
-    std::vector<const void*> pointers;
-    for (const auto& input : inputs) {
-        pointers.push_back(input.data());
-    }
-    std::vector<float> scratch(norm::scratch_elements(hidden),
-                               std::numeric_limits<float>::quiet_NaN());
-    norm::RowArgs args{};
-    args.inputs = pointers.data();
-    args.num_inputs = static_cast<int>(inputs.size());
-    args.hidden = hidden;
-    args.residual = residual.empty() ? nullptr : residual.data();
-    args.bias = bias.empty() ? nullptr : bias.data();
-    args.weight = has_norm ? weight.data() : nullptr;
-    args.weight_offset = 1.0f;
-    args.eps = 1e-6f;
-    args.scratch = scratch.data();
-    args.out = row.out.data();
-    args.residual_out = row.residual.data();
-    kernels.pick(types.input, types.activation, types.weight)(args);
-    for (int i = 0; i < kCanary; ++i) {
-        EXPECT_EQ(int{row.out[bytes + i]}, 0xab);
-        EXPECT_EQ(int{row.residual[bytes + i]}, 0xab);
-    }
-    return row;
-}
-
-// Equal bits; in fp32 any two NaNs are equal, since which operand's payload survives an addition is
-// up to the compiler. (bf16 NaNs are stored as one pattern.)
-bool same_bits(const std::vector<unsigned char>& a,
-               const std::vector<unsigned char>& b,
-               bool is_bf16) {
-    if (is_bf16) {
-        return a == b;
-    }
-    for (size_t at = 0; at + 4 <= a.size(); at += 4) {
-        float x, y;
-        std::memcpy(&x, &a[at], 4);
-        std::memcpy(&y, &b[at], 4);
-        if (std::memcmp(&x, &y, 4) != 0 && !(std::isnan(x) && std::isnan(y))) {
-            return false;
-        }
-    }
-    return true;
-}
-
+// Every body gives the scalar body's bits, and the general kernel those of the special ones.
 void bodies_agree() {
     std::mt19937 random(7);
     const auto bodies = weave::usable_row_kernels();
-    const auto draw = [&](int64_t hidden, bool special, DType dtype) {
-        return encode(values(random, hidden, special), dtype == kBf16);
-    };
     for (int64_t hidden : {1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 576, 1000, 4099}) {
         for (int num_ranks : {1, 2, 3, 4, 8}) {
-            for (const Types& types : kAllTypes) {
+            for (const RowTypes& types : kAllTypes) {
                 for (bool special : {false, true}) {
-                    std::vector<std::vector<unsigned char>> inputs;
-                    for (int rank = 0; rank < num_ranks; ++rank) {
-                        inputs.push_back(draw(hidden, special, types.input));
+                    RowProblem problem =
+                        RowProblem::random(random, types, hidden, num_ranks, special);
+                    if (num_ranks == 3) {
+                        problem.bias = draw(random, hidden, false, types.activation);
                     }
-                    const auto residual = draw(hidden, special, types.activation);
-                    const auto weight = draw(hidden, false, types.weight);
-                    const auto bias = num_ranks == 3 ? draw(hidden, false, types.activation)
-                                                     : std::vector<unsigned char>();
-                    for (bool has_norm : {true, false}) {
-                        const auto run = [&](const RowKernels& body) {
-                            return reduce(
-                                body, types, has_norm, inputs, residual, weight, bias, hidden);
-                        };
-                        const Row scalar = run(weave::row_kernels_scalar());
+                    problem.weight_offset = num_ranks == 2 ? 0.0f : 1.0f;
+                    const Bytes weight = problem.weight;
+                    for (const Form& form : kForms) {
+                        problem.norm = form.norm;
+                        problem.numerics = form.numerics;
+                        problem.norm_bias = form.has_norm_bias ? weight : Bytes();
+                        const Row scalar = reduce(weave::row_kernels_scalar(), problem);
                         for (const RowKernels* body : bodies) {
-                            const Row other = run(*body);
-                            const bool is_bf16 = types.activation == kBf16;
-                            EXPECT(same_bits(other.out, scalar.out, is_bf16));
-                            EXPECT(same_bits(other.residual, scalar.residual, is_bf16));
+                            expect_same(reduce(*body, problem), scalar, types);
+                            expect_same(reduce_with(body->general, problem), scalar, types);
                         }
+                    }
+                    problem.weight.clear();
+                    problem.norm_bias.clear();
+                    problem.norm = NormKind::kRms;
+                    problem.numerics = Numerics::kFused;
+                    const Row scalar = reduce(weave::row_kernels_scalar(), problem);
+                    for (const RowKernels* body : bodies) {
+                        expect_same(reduce(*body, problem), scalar, types);
+                        expect_same(reduce_with(body->general, problem), scalar, types);
                     }
                 }
             }
@@ -172,84 +88,139 @@ void bodies_agree() {
 // order.
 void two_halves_are_the_whole() {
     std::mt19937 random(5);
-    for (int64_t hidden : {1, 33, 1000}) {
-        std::vector<std::vector<unsigned char>> inputs;
-        for (int rank = 0; rank < 3; ++rank) {
-            inputs.push_back(encode(values(random, hidden, true), true));
+    for (const DType type : {kBf16, kF16}) {
+        for (int64_t hidden : {1, 33, 1000}) {
+            const RowProblem whole =
+                RowProblem::random(random, {type, type, type, type}, hidden, 3, true);
+            RowProblem first = whole;
+            first.types = {type, kF32, kF32, kF32};
+            first.residual.clear();
+            first.weight.clear();
+            RowProblem second = whole;
+            second.types = {kF32, type, type, type};
+            for (const RowKernels* body : weave::usable_row_kernels()) {
+                second.inputs = {reduce(*body, first).out};
+                expect_same(reduce(*body, second), reduce(*body, whole), whole.types);
+            }
         }
-        const auto residual = encode(values(random, hidden, true), true);
-        const auto weight = encode(values(random, hidden, false), true);
+    }
+}
+
+// Every 16-bit value as input: widening and rounding are exact and denormals survive.
+void every_half_passes_unchanged() {
+    Bytes all(2 * 65536);
+    for (int i = 0; i < 65536; ++i) {
+        all[2 * i] = static_cast<unsigned char>(i);
+        all[2 * i + 1] = static_cast<unsigned char>(i >> 8);
+    }
+    for (const DType type : {kBf16, kF16}) {
+        RowProblem problem;
+        problem.hidden = 65536;
+        problem.inputs = {all};
         for (const RowKernels* body : weave::usable_row_kernels()) {
-            const Row whole =
-                reduce(*body, {kBf16, kBf16, kBf16}, true, inputs, residual, weight, {}, hidden);
-            Row sum = reduce(*body, {kBf16, kF32, kF32}, false, inputs, {}, {}, {}, hidden);
-            sum.out.resize(hidden * sizeof(float));
-            const Row finished =
-                reduce(*body, {kF32, kBf16, kBf16}, true, {sum.out}, residual, weight, {}, hidden);
-            EXPECT(finished.out == whole.out);
-            EXPECT(finished.residual == whole.residual);
+            problem.types = {type, type, type, type};
+            const Row row = reduce(*body, problem);
+            problem.types = {type, kF32, kF32, kF32};
+            const Row wide = reduce(*body, problem);
+            for (int i = 0; i < 65536; ++i) {
+                const float value = decode_one(&all[2 * i], type);
+                const bool is_nan = std::isnan(value);
+                const int quiet = type == kBf16 ? 0x7fc0 : 0x7e00;
+                EXPECT_EQ(row.out[2 * i] | row.out[2 * i + 1] << 8, is_nan ? quiet : i);
+                const float widened = decode_one(&wide.out[4 * i], kF32);
+                EXPECT(std::memcmp(&widened, &value, 4) == 0 || (is_nan && std::isnan(widened)));
+            }
         }
     }
 }
 
-// Every bf16 value as input, alone and doubled: rounding is exact and denormals survive.
-void every_bf16_passes_unchanged() {
-    std::vector<uint16_t> all(65536);
-    for (size_t i = 0; i < all.size(); ++i) {
-        all[i] = static_cast<uint16_t>(i);
+// fp32 values around every fp16 value and between neighbours go to the nearest, ties to even.
+void rounding_to_fp16_is_exact() {
+    std::vector<float> between;
+    for (int i = 0; i < 0x7c00; ++i) {
+        unsigned char low[2] = {static_cast<unsigned char>(i), static_cast<unsigned char>(i >> 8)};
+        const int next = i + 1;
+        unsigned char high[2] = {static_cast<unsigned char>(next),
+                                 static_cast<unsigned char>(next >> 8)};
+        const float a = decode_one(low, kF16);
+        const float b = next == 0x7c00 ? 65536.0f : decode_one(high, kF16);
+        const float middle = a / 2 + b / 2;
+        between.push_back(std::nextafter(middle, a));
+        between.push_back(middle);
+        between.push_back(std::nextafter(middle, b));
     }
-    std::vector<uint16_t> out(all.size());
-    const void* inputs[] = {all.data()};
-    norm::RowArgs args{};
-    args.inputs = inputs;
-    args.num_inputs = 1;
-    args.hidden = static_cast<int64_t>(all.size());
-    args.out = out.data();
+    RowProblem problem;
+    problem.types = {kF32, kF16, kF16, kF16};
+    problem.hidden = static_cast<int64_t>(between.size());
+    problem.inputs = {encode(between, kF32)};
     for (const RowKernels* body : weave::usable_row_kernels()) {
-        body->bfloat16(args);
-        for (size_t i = 0; i < all.size(); ++i) {
-            const bool is_nan = std::isnan(from_bf16(all[i]));
-            EXPECT_EQ(out[i], is_nan ? uint16_t{0x7fc0} : all[i]);
+        const Row row = reduce(*body, problem);
+        for (int i = 0; i < 0x7c00; ++i) {
+            const int expected[] = {i, i + (i & 1), i + 1};
+            for (int side = 0; side < 3; ++side) {
+                const size_t at = 2 * (3 * i + side);
+                EXPECT_EQ(row.out[at] | row.out[at + 1] << 8, expected[side]);
+            }
         }
     }
 }
 
-void close_to_fp64() {
+void close_to_fp64(NormKind norm) {
     std::mt19937 random(11);
     constexpr int64_t kHidden = 1000;
-    std::vector<std::vector<unsigned char>> inputs;
-    std::vector<std::vector<float>> raw;
-    for (int rank = 0; rank < 4; ++rank) {
-        raw.push_back(values(random, kHidden, false));
-        inputs.push_back(encode(raw.back(), false));
+    RowProblem problem = RowProblem::random(random, kAllTypes[0], kHidden, 4, false);
+    problem.bias = draw(random, kHidden, false, kF32);
+    problem.norm = norm;
+    const bool is_layer_norm = norm == NormKind::kLayer;
+    if (is_layer_norm) {
+        problem.norm_bias = draw(random, kHidden, false, kF32);
     }
-    const auto residual = values(random, kHidden, false);
-    const auto weight = values(random, kHidden, false);
     std::vector<double> sum(kHidden);
-    double squares = 0;
+    double total = 0, squares = 0;
     for (int64_t i = 0; i < kHidden; ++i) {
-        sum[i] = residual[i];
-        for (const auto& input : raw) {
-            sum[i] += input[i];
+        for (const Bytes* term : {&problem.residual, &problem.bias}) {
+            sum[i] += decode_one(&(*term)[4 * i], kF32);
         }
-        squares += sum[i] * sum[i];
+        for (const Bytes& input : problem.inputs) {
+            sum[i] += decode_one(&input[4 * i], kF32);
+        }
+        total += sum[i];
+    }
+    const double mean = is_layer_norm ? total / kHidden : 0;
+    for (double value : sum) {
+        squares += (value - mean) * (value - mean);
     }
     const double scale = 1 / std::sqrt(squares / kHidden + 1e-6);
     for (const RowKernels* body : weave::usable_row_kernels()) {
-        const Row row = reduce(*body,
-                               {kF32, kF32, kF32},
-                               true,
-                               inputs,
-                               encode(residual, false),
-                               encode(weight, false),
-                               {},
-                               kHidden);
+        const Row row = reduce(*body, problem);
         for (int64_t i = 0; i < kHidden; ++i) {
-            float actual;
-            std::memcpy(&actual, &row.out[4 * i], 4);
-            const double expected = sum[i] * scale * (1.0 + weight[i]);
-            // Five rounded additions of values of size ~2, then three rounded products.
-            EXPECT(std::abs(actual - expected) <= 16 * 6e-8 * (1 + std::abs(expected)));
+            const float weight = decode_one(&problem.weight[4 * i], kF32);
+            const float norm_bias = is_layer_norm ? decode_one(&problem.norm_bias[4 * i], kF32) : 0;
+            const double expected = (sum[i] - mean) * scale * (1.0 + weight) + norm_bias;
+            // Seven rounded additions of values of size ~3, then three rounded products.
+            EXPECT(std::abs(decode_one(&row.out[4 * i], kF32) - expected) <=
+                   24 * 6e-8 * (1 + std::abs(expected)));
+        }
+    }
+}
+
+// A row far from zero: variance in one pass, mean(s^2) - mean(s)^2, would lose every digit.
+void layer_norm_keeps_the_variance_of_distant_rows() {
+    RowProblem problem;
+    problem.norm = NormKind::kLayer;
+    problem.hidden = 33;
+    problem.weight_offset = 0.0f;
+    std::vector<float> row(33), ones(33, 1.0f);
+    for (int i = 0; i < 33; ++i) {
+        row[i] = 16384.0f + static_cast<float>(i % 3 - 1);
+    }
+    problem.inputs = {encode(row, kF32)};
+    problem.weight = encode(ones, kF32);
+    for (const RowKernels* body : weave::usable_row_kernels()) {
+        const Bytes out = reduce(*body, problem).out;
+        for (int i = 0; i < 33; ++i) {
+            const double expected = (i % 3 - 1) * std::sqrt(1.5);
+            EXPECT(std::abs(decode_one(&out[4 * i], kF32) - expected) < 1e-5);
         }
     }
 }
@@ -265,8 +236,11 @@ void an_unknown_body_is_refused() {
 int main() {
     bodies_agree();
     two_halves_are_the_whole();
-    every_bf16_passes_unchanged();
-    close_to_fp64();
+    every_half_passes_unchanged();
+    rounding_to_fp16_is_exact();
+    close_to_fp64(NormKind::kRms);
+    close_to_fp64(NormKind::kLayer);
+    layer_norm_keeps_the_variance_of_distant_rows();
     an_unknown_body_is_refused();
     return token::testing::finish("row_kernels");
 }

@@ -4,6 +4,7 @@
 
 #include "row_kernels.hpp"
 #include "token/comm/host_group.hpp"
+#include "token/common/math.hpp"
 
 #include <cstdint>
 #include <vector>
@@ -34,22 +35,42 @@ struct ReductionPlan {
     bool is_streaming = false;
 };
 
+// The normed result as 8-bit codes, of the values that `out` would hold.
+struct QuantizedParams {
+    norm::QuantizedFormat format = norm::QuantizedFormat::kNone;  // none: not asked for
+    int64_t group_elements = 0;  // that share a scale, a multiple of 32; 0: `scale` for all
+    float scale = 0.0f;
+    void* out = nullptr;     // [rows, hidden] bytes
+    void* scales = nullptr;  // [rows, ceil(hidden / group_elements)] fp32; null with `scale`
+
+    bool is_asked_for() const { return format != norm::QuantizedFormat::kNone; }
+    int64_t scales_per_row(int64_t hidden) const {
+        return group_elements == 0 ? 0 : ceil_div(hidden, group_elements);
+    }
+};
+
 struct AllReduceRmsNormParams {
     // pointers
     const void* x = nullptr;  // [rows, hidden] this rank's partial sum; may lie in symmetric memory
     const void* residual =
         nullptr;  // [rows, hidden], or this rank's rows if residual_is_sharded; may be null
-    const void* bias = nullptr;    // [hidden]; may be null
-    const void* weight = nullptr;  // [hidden]; null: no norm
-    void* out = nullptr;           // [rows, hidden] (own rows only with Output::kOwnRows)
+    const void* bias = nullptr;       // [hidden]; may be null
+    const void* weight = nullptr;     // [hidden]; null: no norm
+    const void* norm_bias = nullptr;  // [hidden] weight_dtype, of a LayerNorm; may be null
+    // [rows, hidden] (own rows only with Output::kOwnRows); may be null where quantized
+    void* out = nullptr;
     void* residual_out = nullptr;  // like residual; may be null, may be `residual`
     // shape
     int64_t rows = 0;
     int64_t hidden = 0;
     DType dtype = DType::kFloat32;
     DType weight_dtype = DType::kFloat32;
-    DType out_dtype = DType::kFloat32;  // dtype; or float32 for an unrounded reduce-scatter
+    DType out_dtype = DType::kFloat32;       // dtype; or float32 for an unrounded reduce-scatter
+    DType residual_dtype = DType::kFloat32;  // of residual and residual_out: dtype, or float32
     // numbers
+    norm::NormKind norm = norm::NormKind::kRms;
+    norm::Numerics numerics = norm::Numerics::kFused;
+    QuantizedParams quantized;
     float eps = 0.0f;
     float weight_offset = 0.0f;
     // protocol
@@ -58,10 +79,8 @@ struct AllReduceRmsNormParams {
     ReductionPlan plan;
 };
 
-// residual_out = sum_r(x_r) + bias + residual; out = residual_out * rsqrt(mean(residual_out^2) +
-// eps)
-// * (weight_offset + weight), with the unrounded residual_out in the norm. Without weight: out is
-// the sum.
+// residual_out = sum_r(x_r) + bias + residual; out is its norm, of the unrounded residual_out
+// (Numerics::kFused) or of the rounded one. Without weight: out is the sum. Formulas: NormKind.
 void allreduce_rmsnorm(comm::HostGroup& group,
                        const RowKernels& kernels,
                        const AllReduceRmsNormParams& params);

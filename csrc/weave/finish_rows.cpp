@@ -15,15 +15,16 @@ constexpr int64_t kMinBytesPerThread = 32 * 1024;
 
 void finish_rows(ThreadPool& threads, const RowKernels& kernels, const FinishRowsParams& params) {
     TOKEN_CHECK(!params.sums.empty(), "finish_rows needs the sums of at least one host, got none");
-    TOKEN_CHECK(params.dtype == DType::kFloat32 || params.dtype == DType::kBFloat16,
-                "only float32 and bfloat16 are reduced, got ",
+    TOKEN_CHECK(is_reducible(params.dtype),
+                "only float32, bfloat16 and float16 are reduced, got ",
                 dtype_name(params.dtype));
     TOKEN_CHECK(params.rows >= 0 && params.hidden > 0,
                 "rows must be >= 0 and hidden > 0, got ",
                 params.rows,
                 " x ",
                 params.hidden);
-    const RowKernel kernel = kernels.pick(DType::kFloat32, params.dtype, params.weight_dtype);
+    const norm::RowTypes types{DType::kFloat32, params.dtype, params.weight_dtype, params.dtype};
+    const RowKernel kernel = kernels.pick(types, norm::NormKind::kRms, norm::Numerics::kFused);
     const int64_t sum_bytes = params.hidden * element_bytes(DType::kFloat32);
     const int64_t row_bytes = params.hidden * element_bytes(params.dtype);
     const int64_t scratch_elements = norm::scratch_elements(params.hidden);
@@ -47,6 +48,7 @@ void finish_rows(ThreadPool& threads, const RowKernels& kernels, const FinishRow
         args.weight_offset = params.weight_offset;
         args.eps = params.eps;
         args.scratch = scratch.get() + thread * scratch_elements;
+        args.types = types;
         for (int64_t row = part.start; row < part.stop; ++row) {
             for (size_t host = 0; host < inputs.size(); ++host) {
                 inputs[host] = at(params.sums[host], row * sum_bytes);

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "token/common/dtype.hpp"
-#include "token/norm/row.hpp"
+#include "token/norm/quantize_row.hpp"
+#include "token/norm/row_args.hpp"
 
 #include <string>
 #include <vector>
@@ -13,32 +14,25 @@ using RowKernel = void (*)(const norm::RowArgs&);
 
 struct RowKernels {
     const char* name;
+    // RMSNorm with the roundings of Numerics::kFused, all of one type but perhaps the weight.
     RowKernel float32;
     RowKernel bfloat16;
     RowKernel bfloat16_weight_float32;
-    // Between hosts sums travel in fp32: not rounded on the way, once at the end.
-    RowKernel bfloat16_to_float32;
-    RowKernel float32_to_bfloat16;
-    RowKernel float32_to_bfloat16_weight_float32;
+    RowKernel float16;
+    // Everything, as RowArgs says it.
+    RowKernel general;
+    void (*quantize)(const norm::QuantizeArgs&);
     // For results larger than the caches: see ReductionPlan::is_streaming.
     void (*copy_streaming)(void* to, const void* from, size_t num_bytes);
     void (*end_streaming)();
 
-    // input: of the partial sums; activation: of residual, bias and results.
-    RowKernel pick(DType input, DType activation, DType weight) const {
-        const bool weight_is_float32 = weight == DType::kFloat32;
-        if (activation == DType::kFloat32) {
-            return input == DType::kFloat32 ? float32 : bfloat16_to_float32;
-        }
-        if (input == DType::kFloat32) {
-            return weight_is_float32 ? float32_to_bfloat16_weight_float32 : float32_to_bfloat16;
-        }
-        return weight_is_float32 ? bfloat16_weight_float32 : bfloat16;
-    }
+    // The fastest kernel that does it.
+    RowKernel pick(const norm::RowTypes& types, norm::NormKind norm, norm::Numerics numerics) const;
 };
 
 const RowKernels& row_kernels_scalar();
-#if defined(TOKEN_HAVE_AVX512)
+#if defined(TOKEN_HAVE_X86_BODIES)
+const RowKernels& row_kernels_avx2();
 const RowKernels& row_kernels_avx512();
 const RowKernels& row_kernels_avx512_bf16();
 #endif

@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 
 from launch.doctor.machine import Cpu, Memory
+from tokenfabric.cores import read_quota
 from tokenfabric.topology import usable_cores
 
 _ROOT = Path("/")
@@ -44,40 +45,6 @@ def read_memory(root: Path = _ROOT) -> Memory:
         total_bytes=int(fields["MemTotal"].split()[0]) << 10,
         available_bytes=int(fields["MemAvailable"].split()[0]) << 10,
     )
-
-
-def read_quota(root: Path = _ROOT) -> float | None:
-    """Return the cores' worth of time that control groups grant this process, None: no limit."""
-    quotas = []
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            group = root / "sys/fs/cgroup"
-            # A limit of any group above counts too.
-            folders = [group, *(group / part for part in _prefixes(path))]
-            quotas += [_quota(folder / "cpu.max") for folder in folders]
-        elif "cpu" in controllers.split(","):
-            quotas.append(_old_quota(root / "sys/fs/cgroup" / controllers))
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _prefixes(path: str) -> list[str]:
-    parts = [part for part in path.split("/") if part]
-    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def _quota(file: Path) -> float | None:
-    if not file.is_file():
-        return None
-    granted, period = file.read_text().split()
-    return None if granted == "max" else int(granted) / int(period)
-
-
-def _old_quota(folder: Path) -> float | None:
-    granted, period = folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
-    if not granted.is_file() or int(granted.read_text()) < 0:
-        return None
-    return int(granted.read_text()) / int(period.read_text())
 
 
 def _model(fields: dict[str, str]) -> str:

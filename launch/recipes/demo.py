@@ -21,10 +21,10 @@ from launch.recipes.judge import Batch, Yardstick, greedy_answer, judge
 from launch.recipes.measuring import WHOLE, Measurement, Speed, measure_variants
 from launch.recipes.precision import choose_dtype, dtype_name
 from launch.recipes.text import TextStream, encode_prompt
+from launch.recipes.threads import host_threads
 from launch.report import Reporter, Table
 from tokenfabric import World
 from tokenfabric.log import LOGGER_NAME
-from tokenfabric.topology import usable_cores
 from tokenweave.config import ReductionKind, WeaveConfig
 from tokenweave.integrations.unsharded import load_tokenizer
 
@@ -85,7 +85,7 @@ def run(
     comparison = judge(world, sharded, batch, tokens, yardstick)
     if comparison is None:
         return True
-    reporter.table(_table(world.size, dtype_name(chosen), measurement, comparison))
+    reporter.table(_table(world, dtype_name(chosen), measurement, comparison))
     return comparison.passed
 
 
@@ -110,12 +110,13 @@ def _no_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _table(size: int, dtype: str, measurement: Measurement, comparison: Comparison) -> Table:
+def _table(world: World, dtype: str, measurement: Measurement, comparison: Comparison) -> Table:
+    size = world.size
     names = {
         "fused": f"TP={size}, fused all-reduce + norm",
         "gloo": f"TP={size}, gloo all-reduce, torch norm",
         "free": f"TP={size}, free all-reduce (wrong numbers)",
-        WHOLE: f"TP=1, {len(usable_cores())} thread(s)",
+        WHOLE: f"TP=1, {host_threads(world)} thread(s)",
     }
     speeds = measurement.speeds
     fused, gloo, free = (speeds[name] for name in ("fused", "gloo", "free"))

@@ -11,7 +11,7 @@ from launch.doctor.findings import Findings, find
 from launch.doctor.machine import Cpu, Gpus, Machine, Package, Tool
 from launch.doctor.probes import look
 from launch.report import Reporter, Table
-from tokenfabric.topology import format_cores
+from tokenfabric.placement import format_cores
 
 _SCHEMA = 1
 """Of the JSON object: raised when a field goes or changes its meaning, not when one is added."""

@@ -74,7 +74,7 @@ def judge(
     """
     expected = torch.zeros_like(tokens)
     if yardstick is not None:
-        with all_cores():
+        with all_cores(world):
             expected = greedy_answer(yardstick.unsharded, batch, tokens.shape[-1])
     tokenweave.broadcast(expected, world=world)
     ids = torch.cat((batch.ids, expected), -1)
@@ -82,7 +82,7 @@ def judge(
     logits = _logits(sharded, ids, mask)
     if yardstick is None:
         return None
-    with all_cores():
+    with all_cores(world):
         unsharded_logits = _logits(yardstick.unsharded, ids, mask)
         reference_logits = _logits(yardstick.reference, ids, mask)
     return compare(

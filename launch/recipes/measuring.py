@@ -75,7 +75,7 @@ def measure_variants(
         name: SegmentDecoder(model, prompt_ids, num_tokens) for name, model in sharded.items()
     }
     cell = measure(
-        {**decoders, WHOLE: _whole_decoder(whole, prompt_ids, num_tokens)},
+        {**decoders, WHOLE: _whole_decoder(world, whole, prompt_ids, num_tokens)},
         baseline=next(iter(sharded)),
         check=lambda name, tokens: None,
         labels={},
@@ -95,14 +95,14 @@ def measure_variants(
     return Measurement(speeds=speeds, num_rounds=cell.num_rounds, segment_tokens=num_tokens)
 
 
-def _whole_decoder(model: Any | None, prompt_ids: Tensor, num_tokens: int) -> Any:
+def _whole_decoder(world: World, model: Any | None, prompt_ids: Tensor, num_tokens: int) -> Any:
     if model is None:
         return lambda: None
-    with all_cores():
+    with all_cores(world):
         decoder = SegmentDecoder(model, prompt_ids, num_tokens)
 
     def decode() -> list[int]:
-        with all_cores():
+        with all_cores(world):
             return decoder()
 
     return decode

@@ -7,7 +7,9 @@ import time
 
 import torch
 
+from launch.recipes.threads import all_cores, host_cores, host_threads
 from launch.report import Reporter
+from tests.dist.resources import affinity_of_threads
 from tokenfabric import World
 from tokenfabric.errors import ConfigError
 
@@ -37,3 +39,21 @@ def sleep(world: World, reporter: Reporter, folder: str) -> None:
     with contextlib.suppress(FileExistsError), open(f"{folder}/{world.rank}", "x") as file:
         file.write(str(os.getpid()))
     time.sleep(60)
+
+
+def layout(world: World, reporter: Reporter) -> list[object]:
+    """Return the cores of all ranks, and of rank 0 its threads and what the world says."""
+    own = set(world.placement.cores_of_rank[world.rank])
+    assert affinity_of_threads() == {frozenset(own)}, affinity_of_threads()
+    torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+    before = torch.get_num_threads()
+    # Threads of torch that are started while the rank has more cores go back with it.
+    with all_cores(world):
+        assert affinity_of_threads() == {frozenset(host_cores(world))}
+        assert torch.get_num_threads() == host_threads(world)
+        torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+    torch.set_num_threads(before + 1)
+    torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+    assert affinity_of_threads() == {frozenset(own)}, affinity_of_threads()
+    cores = [list(cores) for cores in world.placement.cores_of_rank]
+    return [cores, before, world.num_threads, world.describe()]

@@ -33,6 +33,17 @@ def shared_segments(pids: Iterable[int] | None = None) -> set[int]:
     return found
 
 
+def affinity_of_threads() -> set[frozenset[int]]:
+    """Return the different sets of cores that threads of this process may run on."""
+    found = set()
+    for name in os.listdir("/proc/self/task"):
+        try:
+            found.add(frozenset(os.sched_getaffinity(int(name))))
+        except ProcessLookupError:
+            continue  # it has just ended
+    return found
+
+
 def files_left(private_folder: Path) -> list[str]:
     """Return what is left in a folder that ranks had as their TMPDIR, and in /dev/shm."""
     in_shm = (str(path) for path in Path("/dev/shm").glob("*tokenfabric*"))

@@ -124,7 +124,7 @@ def test_several_hosts_differ_from_one_by_at_most_one_step() -> None:
 def _rank_others(rank: int, world_size: int, hosts: Hosts) -> None:
     ranks = range(world_size)
     with hosts.world(rank) as world:
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for shape in ((0,), (1,), (5, 3), (700, 129)):
                 x = torch.full(shape, 1.0 + rank, dtype=dtype)
                 total = torch.full(shape, float(sum(range(1, world_size + 1))), dtype=dtype)
@@ -255,6 +255,13 @@ def _rank_refusals(rank: int, world_size: int, hosts: Hosts) -> None:
             SharedOutput(world, 8, 64, torch.float32)
         with pytest.raises(tokenfabric.ConfigError, match="'two_shot' is for ranks on one host"):
             tokenweave.allreduce_rmsnorm(x, None, weight, world=world, algorithm="two_shot")
+        for form in ({"norm": "layer_norm"}, {"numerics": "drop_in"}):
+            with pytest.raises(tokenfabric.ConfigError, match="need ranks on one host"):
+                tokenweave.allreduce_rmsnorm(x, None, weight, world=world, **form)
+        with pytest.raises(tokenfabric.ConfigError, match="need ranks on one host"):
+            tokenweave.allreduce_rmsnorm_quantized(
+                x, None, weight, output=tokenweave.QuantizedOutput(), world=world
+            )
         with tokenfabric.SymmetricBuffer(world, 4096) as buffer:
             own = buffer.tensor((4,), torch.float32).fill_(float(rank))
             world.barrier()

@@ -165,7 +165,7 @@ def _rank_bad_arguments(world: World) -> None:
     gather = tokenweave.all_gather
     bad: dict[str, Callable[[], object]] = {
         "contiguous": lambda: fused(torch.ones(64, 4).t(), None, w, world=world),
-        "float16": lambda: fused(x.half(), None, w.half(), world=world),
+        "float64": lambda: fused(x.double(), None, w.double(), world=world),
         "int64": lambda: reduce(torch.ones(4, dtype=torch.int64), world=world),
         "residual": lambda: fused(x, torch.ones(3, 64), w, world=world),
         "weight": lambda: fused(x, None, torch.ones(63), world=world),

@@ -16,7 +16,7 @@ from tokenfabric.world import World
 from tokenring.attention import ring_attention
 from tokenring.movement import STRATEGIES
 from tokenring.partition import partition_tokens
-from tokenring.shard import shard, unshard
+from tokenring.sharding import shard, unshard
 
 Report = Callable[[str], None]
 FIXED = [name for name in STRATEGIES if name != "grid"]

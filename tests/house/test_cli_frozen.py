@@ -5,11 +5,14 @@ import typer
 from launch.cli import app
 
 OPTIONS = {
-    "demo": "--dtype --max-new-tokens --model --prompt --ranks --seconds --timeout-s",
+    "demo": "--dtype --max-new-tokens --model --no-pin --pin --prompt --ranks --seconds --threads "
+    "--timeout-s",
     "doctor": "--json",
-    "generate": "--chat --dtype --max-new-tokens --model --no-chat --prompt --ranks --seed "
-    "--temperature --timeout-s --top-p",
-    "verify": "--max-new-tokens --model --ranks --timeout-s",
+    "generate": "--chat --dtype --max-new-tokens --model --no-chat --no-pin --pin --prompt "
+    "--ranks --ring --seed --temperature --threads --timeout-s --top-p",
+    "verify": "--attention --causal --dtype --head-dim --heads --kv-heads --max-new-tokens --model "
+    "--no-causal --no-pin --partition --pin --ranks --ring --softcap --strategy --threads "
+    "--timeout-s --tokens --window",
 }
 
 

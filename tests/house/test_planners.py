@@ -7,9 +7,9 @@ import pytest
 from tests.house.tree import Import, imports_of, is_within, modules
 
 RING_PLANNERS = (
-    "blocks capability check check_coverage choose cost decode_plan direction explain inputs kernels "
-    "lower mask movement partition plan positions problem push rank_plan reach relay results runs "
-    "tiles topology"
+    "blocks capability check check_coverage choose cost decode_plan direction explain inputs "
+    "kernels lower mask movement partition plan positions problem push rank_plan reach relay "
+    "results runs tiles topology"
 )
 PLANNERS = (
     "tokenfabric.placement",

@@ -10,6 +10,7 @@ from launch.doctor import child, hardware, probes, tools
 from launch.doctor.driver import DriverError, read_gpus
 from launch.doctor.sharing import try_sharing
 from tests.unit.fake_drivers import CUDA, NVML, compile_library
+from tokenfabric.cores import read_quota
 
 X86 = "processor: 0\nmodel name: Made-Up 9000\nflags: fpu avx2 fma avx512f nonsense\n\nflags: fpu\n"
 ARM = (
@@ -53,11 +54,11 @@ def test_tightest_group_decides(tmp_path: Path) -> None:
     own = tmp_path / "sys/fs/cgroup/a/b"
     own.mkdir(parents=True)
     (own / "cpu.max").write_text("max 100000\n")
-    assert hardware.read_quota(tmp_path) is None
+    assert read_quota(tmp_path) is None
     (own.parent / "cpu.max").write_text("150000 100000\n")
-    assert hardware.read_quota(tmp_path) == 1.5
+    assert read_quota(tmp_path) == 1.5
     (own / "cpu.max").write_text("50000 100000\n")
-    assert hardware.read_quota(tmp_path) == 0.5
+    assert read_quota(tmp_path) == 0.5
 
 
 @pytest.mark.parametrize(("granted", "cores"), [("-1", None), ("200000", 2.0)])
@@ -68,7 +69,7 @@ def test_old_control_groups(tmp_path: Path, granted: str, cores: float | None) -
     folder.mkdir(parents=True)
     (folder / "cpu.cfs_quota_us").write_text(granted)
     (folder / "cpu.cfs_period_us").write_text("100000")
-    assert hardware.read_quota(tmp_path) == cores
+    assert read_quota(tmp_path) == cores
 
 
 def test_sharing_works_where_ranks_work() -> None:

@@ -37,6 +37,13 @@ def test_timeout_must_be_positive(timeout_s: float) -> None:
         JobSpec(recipe="a:b", ranks=1, timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("threads", [0, -3])
+def test_no_threads_is_refused(threads: int) -> None:
+    """A rank computes with at least one."""
+    with pytest.raises(ValueError, match=f"num_threads must be at least 1, got {threads}"):
+        JobSpec(recipe="a:b", ranks=1, num_threads=threads)
+
+
 def test_arguments_are_plain_data() -> None:
     """What a spec carries survives the way to another process."""
     spec = JobSpec(recipe="a:b", ranks=3, args={"prompt": "$$ ${x}", "seeds": [1, None, 2.5]})

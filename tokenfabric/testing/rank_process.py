@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tokenfabric.cores import pin_process, plan_on_this_host
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -148,9 +150,8 @@ def _isolate(spec: RankSpec, rank: int) -> None:
     faulthandler.enable(file=stacks)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     os.environ.update(spec.environment)
-    cores = sorted(os.sched_getaffinity(0))
-    if spec.pin and spec.world_size <= len(cores):
-        os.sched_setaffinity(0, cores[rank :: spec.world_size])
+    if spec.pin and (placement := plan_on_this_host(spec.world_size)).is_pinned:
+        pin_process(placement.cores_of_rank[rank])
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ namespace token {
 enum class DType : int32_t {
     kFloat32 = 0,
     kBFloat16 = 1,
-    kBytes = 2,    // moved, never reduced
-    kFloat16 = 3,  // of partial attention outputs only
+    kBytes = 2,  // moved, never reduced
+    kFloat16 = 3,
 };
 
 inline int64_t element_bytes(DType dtype) {
@@ -24,6 +24,10 @@ inline int64_t element_bytes(DType dtype) {
             return 1;
     }
     return 0;
+}
+
+inline bool is_reducible(DType dtype) {
+    return dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
 }
 
 inline const char* dtype_name(DType dtype) {

@@ -73,6 +73,9 @@ struct Vec16Avx512 {
     struct Bf16x32 {
         __m512i reg;
     };
+    struct F16x32 {
+        __m256i first, second;
+    };
     using Pair = norm::Pair<Vec16Avx512>;
 
     static TOKEN_INLINE Vec16Avx512 broadcast(float value) { return {_mm512_set1_ps(value)}; }
@@ -84,6 +87,10 @@ struct Vec16Avx512 {
         return {n == kPairLanes ? _mm512_loadu_si512(from)
                                 : _mm512_maskz_loadu_epi16(pair_mask(n), from)};
     }
+    static TOKEN_INLINE F16x32 load_f16(const uint16_t* from, int n) {
+        const Bf16x32 both = load_bf16(from, n);
+        return {_mm512_castsi512_si256(both.reg), _mm512_extracti64x4_epi64(both.reg, 1)};
+    }
     // To even and odd elements.
     static TOKEN_INLINE Pair widen(const Bf16x32& from) {
         return {{_mm512_castsi512_ps(_mm512_slli_epi32(from.reg, 16))},
@@ -91,8 +98,21 @@ struct Vec16Avx512 {
                     _mm512_and_si512(from.reg, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))}};
     }
     // From even and odd elements.
-    static TOKEN_INLINE Bf16x32 narrow(const Pair& from) {
+    static TOKEN_INLINE Bf16x32 narrow_to_bf16(const Pair& from) {
         return {Narrowing::narrow(from.first.reg, from.second.reg)};
+    }
+    // To and from elements 0..15 and 16..31.
+    static TOKEN_INLINE Pair widen(const F16x32& from) {
+        return {{_mm512_cvtph_ps(from.first)}, {_mm512_cvtph_ps(from.second)}};
+    }
+    static TOKEN_INLINE F16x32 narrow_to_f16(const Pair& from) {
+        constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        __m512 first = from.first.reg, second = from.second.reg;
+        if (__builtin_expect(_mm512_cmp_ps_mask(first, second, _CMP_UNORD_Q) != 0, 0)) {
+            first = nan_to_quiet(first);
+            second = nan_to_quiet(second);
+        }
+        return {_mm512_cvtps_ph(first, kRounding), _mm512_cvtps_ph(second, kRounding)};
     }
     static TOKEN_INLINE Pair to_even_odd(const Pair& linear) {
         const __m512i even =
@@ -113,8 +133,9 @@ struct Vec16Avx512 {
     // to others. `to` is a multiple of kStreamAlignment.
     static constexpr int kStreamAlignment = 64;
     TOKEN_INLINE void store_streaming(float* to) const { _mm512_stream_ps(to, reg); }
-    static TOKEN_INLINE void store_bf16_streaming(uint16_t* to, const Bf16x32& from) {
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), from.reg);
+    template <class Half>
+    static TOKEN_INLINE void store_half_streaming(uint16_t* to, const Half& from) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to), joined(from));
     }
     static TOKEN_INLINE void copy_streaming(void* to, const void* from, size_t num_bytes) {
         auto* target = static_cast<unsigned char*>(to);
@@ -139,22 +160,112 @@ struct Vec16Avx512 {
             _mm512_mask_storeu_ps(to, mask(n), reg);
         }
     }
-    static TOKEN_INLINE void store_bf16(uint16_t* to, int n, const Bf16x32& from) {
+    template <class Half>
+    static TOKEN_INLINE void store_half(uint16_t* to, int n, const Half& from) {
         if (n == kPairLanes) {
-            _mm512_storeu_si512(to, from.reg);
+            _mm512_storeu_si512(to, joined(from));
         } else {
-            _mm512_mask_storeu_epi16(to, pair_mask(n), from.reg);
+            _mm512_mask_storeu_epi16(to, pair_mask(n), joined(from));
         }
     }
 
     friend TOKEN_INLINE Vec16Avx512 operator+(const Vec16Avx512& a, const Vec16Avx512& b) {
         return {_mm512_add_ps(a.reg, b.reg)};
     }
+    friend TOKEN_INLINE Vec16Avx512 operator-(const Vec16Avx512& a, const Vec16Avx512& b) {
+        return {_mm512_sub_ps(a.reg, b.reg)};
+    }
     friend TOKEN_INLINE Vec16Avx512 operator*(const Vec16Avx512& a, const Vec16Avx512& b) {
         return {_mm512_mul_ps(a.reg, b.reg)};
     }
 
+    static TOKEN_INLINE Bf16x32 max_magnitude(const Bf16x32& largest, const Bf16x32& value) {
+        const __m512i absolute = _mm512_set1_epi16(0x7fff);
+        return {_mm512_max_epi16(largest.reg, _mm512_and_si512(value.reg, absolute))};
+    }
+    static TOKEN_INLINE uint16_t max_lane(const Bf16x32& value) {
+        const __m256i sixteen = _mm256_max_epi16(_mm512_castsi512_si256(value.reg),
+                                                 _mm512_extracti64x4_epi64(value.reg, 1));
+        const __m128i eight =
+            _mm_max_epi16(_mm256_castsi256_si128(sixteen), _mm256_extracti128_si256(sixteen, 1));
+        // There is a minimum of eight in one instruction, and no maximum.
+        const __m128i all = _mm_set1_epi16(-1);
+        return static_cast<uint16_t>(
+            ~_mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(eight, all)), 0));
+    }
+
+    struct Int {
+        __m512i reg;
+
+        static TOKEN_INLINE Int broadcast(uint32_t value) {
+            return {_mm512_set1_epi32(static_cast<int>(value))};
+        }
+        friend TOKEN_INLINE Int operator+(const Int& a, const Int& b) {
+            return {_mm512_add_epi32(a.reg, b.reg)};
+        }
+        friend TOKEN_INLINE Int operator-(const Int& a, const Int& b) {
+            return {_mm512_sub_epi32(a.reg, b.reg)};
+        }
+        friend TOKEN_INLINE Int operator&(const Int& a, const Int& b) {
+            return {_mm512_and_si512(a.reg, b.reg)};
+        }
+        friend TOKEN_INLINE Int operator|(const Int& a, const Int& b) {
+            return {_mm512_or_si512(a.reg, b.reg)};
+        }
+        template <int count>
+        TOKEN_INLINE Int shifted_right() const {
+            return {_mm512_srli_epi32(reg, count)};
+        }
+        static TOKEN_INLINE Int min(const Int& a, const Int& b) {
+            return {_mm512_min_epi32(a.reg, b.reg)};
+        }
+        static TOKEN_INLINE Int max(const Int& a, const Int& b) {
+            return {_mm512_max_epi32(a.reg, b.reg)};
+        }
+        static TOKEN_INLINE Int where_greater(const Int& a,
+                                              const Int& b,
+                                              const Int& yes,
+                                              const Int& no) {
+            return {_mm512_mask_mov_epi32(no.reg, _mm512_cmpgt_epi32_mask(a.reg, b.reg), yes.reg)};
+        }
+        static TOKEN_INLINE bool is_any_less(const Int& a, const Int& b) {
+            return _mm512_cmplt_epi32_mask(a.reg, b.reg) != 0;
+        }
+        TOKEN_INLINE uint32_t max_lane() const {
+            return static_cast<uint32_t>(_mm512_reduce_max_epi32(reg));
+        }
+    };
+    TOKEN_INLINE Int bits() const { return {_mm512_castps_si512(reg)}; }
+    static TOKEN_INLINE Vec16Avx512 from_bits(const Int& bits) {
+        return {_mm512_castsi512_ps(bits.reg)};
+    }
+    template <LaneOrder order>
+    static TOKEN_INLINE void store_bytes(uint8_t* to, int n, const Int& first, const Int& second) {
+        __m256i bytes;
+        if constexpr (order == LaneOrder::kEvenOdd) {
+            bytes =
+                _mm512_cvtepi32_epi16(_mm512_or_si512(first.reg, _mm512_slli_epi32(second.reg, 8)));
+        } else {
+            bytes =
+                _mm256_set_m128i(_mm512_cvtepi32_epi8(second.reg), _mm512_cvtepi32_epi8(first.reg));
+        }
+        if (n == kPairLanes) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+        } else {
+            _mm256_mask_storeu_epi8(to, pair_mask(n), bytes);
+        }
+    }
+
   private:
+    static TOKEN_INLINE __m512i joined(const Bf16x32& half) { return half.reg; }
+    static TOKEN_INLINE __m512i joined(const F16x32& half) {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(half.first), half.second, 1);
+    }
+    static TOKEN_INLINE __m512 nan_to_quiet(__m512 value) {
+        return _mm512_mask_mov_ps(value,
+                                  _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q),
+                                  _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+    }
     static TOKEN_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
     static TOKEN_INLINE __mmask32 pair_mask(int n) {
         return static_cast<__mmask32>((uint64_t{1} << n) - 1);

@@ -87,7 +87,12 @@ def unshard(
 
 
 def position_ids(layout: Layout, rank: int) -> Tensor:
-    """Return the position of each of a rank's tokens within its sequence, [1, rows] int64."""
+    """Return the position of each of a rank's tokens within its sequence, [1, rows] int64.
+
+    Args:
+        layout: which tokens the ranks hold, as `partition_tokens` says it.
+        rank: whose tokens.
+    """
     return torch.tensor([layout.positions(rank)], dtype=torch.long)
 
 
