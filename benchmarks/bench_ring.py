@@ -54,8 +54,7 @@ def main() -> None:
         report.append(f"## {num_ranks} ranks\n\n{markdown_table(found, columns)}")
         console.print(report[-1], soft_wrap=True, highlight=False)
     if options.write:
-        name = "ring_long" if options.long else "ring"
-        stem = options.directory / f"{name}_{facts.machine}_{facts.month}"
+        stem = options.directory / f"{options.name}_{facts.machine}_{facts.month}"
         write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
         stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
         console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
@@ -85,13 +84,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="at least, whatever they take")
     parser.add_argument("--quick", action="store_true", help="1024 tokens, 2 ranks")
     parser.add_argument("--long", action="store_true", help="32k and 64k, auto and plain, once")
+    parser.add_argument("--name", default="ring", help="of the result files")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--no-write", dest="write", action="store_false")
     options = parser.parse_args()
     if options.quick:
         options.ranks, options.tokens, options.seconds, options.write = [2], [1024], 0.5, False
     if options.long:
-        options.tokens, options.strategies = [32768, 65536], ["auto"]
+        options.name, options.tokens, options.strategies = "ring_long", [32768, 65536], ["auto"]
         options.passes, options.rounds, options.seconds = ["forward"], 1, 0.0
     return options
 
