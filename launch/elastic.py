@@ -143,14 +143,16 @@ def _end_with_launcher() -> None:
 def _cause(error: ChildFailedError, files: RankFiles, ranks: int) -> Failure:
     """Return the failure that ended the gang.
 
-    The agent names one failed process; if several failed between two of its polls, not always the
-    first. The ranks' own files tell more.
+    The agent names the processes that failed between two of its polls, in no order. The ranks' own
+    files tell more; who was killed has left none.
     """
     left = [read_failure(files.failure(rank)) for rank in range(ranks)]
     found = [failure for failure in left if failure is not None]
-    rank, process = error.get_first_failure()
-    if left[rank] is None:
-        found.append(_silent_death(rank, process.exitcode, files))
+    found += [
+        _silent_death(rank, process.exitcode, files)
+        for rank, process in error.failures.items()
+        if left[rank] is None
+    ]
     return root_cause(found)
 
 
