@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from tokenfabric.env import rank_info_from_env
 from tokenfabric.placement import PlacementPlan
 
 _TAIL_LINES = 20
+_MONITOR_INTERVAL_S = 0.05
+_CAUSE_SEEN_S = 20 * _MONITOR_INTERVAL_S
 
 
 def run_elastic(spec: JobSpec, placement: PlacementPlan, folder: Path) -> object:
@@ -59,7 +62,7 @@ def run_elastic(spec: JobSpec, placement: PlacementPlan, folder: Path) -> object
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        monitor_interval=0.05,
+        monitor_interval=_MONITOR_INTERVAL_S,
         start_method="forkserver",
         logs_specs=files,
     )
@@ -121,7 +124,12 @@ def _rank_main(spec: JobSpec, placement: PlacementPlan, files: RankFiles) -> obj
             pin_process(placement.cores_of_rank[info.rank])
         return run_rank(spec, placement.num_threads, _remark(spec, placement))
     except (Exception, SystemExit) as error:
-        write_failure(describe(error, info.rank), files.failure(info.rank))
+        failure = describe(error, info.rank)
+        write_failure(failure, files.failure(info.rank))
+        if failure.kind is FailureKind.CONSEQUENCE:
+            # The agent looks at one dead process only. It shall be the one that died first, and
+            # when it has seen that, it ends this one.
+            time.sleep(_CAUSE_SEEN_S)
         raise
 
 
@@ -143,8 +151,8 @@ def _end_with_launcher() -> None:
 def _cause(error: ChildFailedError, files: RankFiles, ranks: int) -> Failure:
     """Return the failure that ended the gang.
 
-    The agent names the processes that failed between two of its polls, in no order. The ranks' own
-    files tell more; who was killed has left none.
+    The agent names one process that failed. The ranks' own files tell more; who was killed has left
+    none.
     """
     left = [read_failure(files.failure(rank)) for rank in range(ranks)]
     found = [failure for failure in left if failure is not None]
