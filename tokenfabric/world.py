@@ -7,8 +7,7 @@ what runs on the world (tokenweave, tokenring).
 import datetime
 import os
 import weakref
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.distributed as dist
@@ -20,12 +19,14 @@ from tokenfabric.fork import watch_forks
 from tokenfabric.hosts import Call, Hosts
 from tokenfabric.links import connect_links
 from tokenfabric.log import rank_logger
+from tokenfabric.prepared import PreparedCalls
 from tokenfabric.rendezvous import Meeting, MeshSettings, connect, process_group_of
 from tokenfabric.unusable import why_no_communicator
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from tokenfabric.channel import Channel
     from tokenfabric.symmetric import SymmetricBuffer
 
 # Of one slot, in bytes; a rank has two of each. A partial sum that fits needs no copy before its
@@ -100,8 +101,8 @@ class World:
         timeout_s: deadline of every wait on another rank, seconds.
         num_threads: threads of this rank's kernels.
         left_by: the process whose world this is, in a forked child of it; else None.
-        prepared: what the packages above have settled once for calls of one shape, by a key of
-            theirs; emptied by `close`.
+        prepared: what the packages above have settled once; emptied by `close`.
+        channel: messages between the ranks, once somebody has opened it; closed by `close`.
     """
 
     def __init__(
@@ -122,7 +123,8 @@ class World:
         self._owns_group = owns_group
         self._comm: native.fabric.Communicator | None = None
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
-        self.prepared: dict[Hashable, Any] = {}
+        self.prepared = PreparedCalls()
+        self.channel: Channel | None = None
         self.left_by: int | None = None
         self.row_kernels = native.weave.choose_row_kernels(env.isa())
         settings = MeshSettings(
@@ -252,6 +254,8 @@ class World:
             buffer.close()
         self._comm = self._host_comm = None
         self.prepared.clear()
+        if self.channel is not None:
+            self.channel.close()
         if self.hosts is not None:
             self._leave_hosts()
         if _worlds.get(self.group_name) is self:
@@ -263,8 +267,9 @@ class World:
     def leave_to_parent(self) -> object:
         """Become a closed world in a forked child (see fork.py)."""
         self.left_by, self._owns_group = os.getppid(), False
-        kept = (self._comm, self._host_comm, self.prepared)
-        self._comm, self._host_comm, self.prepared = None, None, {}
+        kept = (self._comm, self._host_comm, self.prepared, self.channel)
+        self._comm = self._host_comm = self.channel = None
+        self.prepared = PreparedCalls()
         return kept
 
     def __enter__(self) -> Self:

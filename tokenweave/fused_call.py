@@ -25,9 +25,6 @@ Key = tuple[
     torch.dtype | None, QuantizedOutput | None,
 ]  # fmt: skip
 
-# A server meets a few hundred shapes; more than this are not worth the memory of keeping them.
-_MOST_PREPARED = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class FusedCall:
@@ -82,9 +79,7 @@ def prepare_fused(
         ConfigError: the options are not to be had together, or the shapes do not fit.
     """
     call = _prepare(world, key, x_partial, weight)
-    if len(world.prepared) >= _MOST_PREPARED:
-        world.prepared.clear()
-    world.prepared[key] = call
+    world.prepared.remember(key, call)
     return call
 
 
