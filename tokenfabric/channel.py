@@ -75,6 +75,14 @@ class Channel(Protocol):
         """
         ...
 
+    def flush(self) -> None:
+        """Wait until all sends have left this rank: the end of a collective.
+
+        Raises:
+            PeerLostError, CommTimeoutError: as `send`.
+        """
+        ...
+
     def close(self) -> None:
         """Give memory and connections back. Not collective."""
         ...

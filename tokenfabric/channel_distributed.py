@@ -60,7 +60,7 @@ class DistributedChannel:
         self.bytes_sent[peer] += message.numel()
 
     def flush(self) -> None:
-        """Wait until all sends have left. Raises as `Receipt.wait`."""
+        """See Channel. gloo reads a message until its receiver has all of it."""
         while self._sending:
             self._sending.popleft()[0].wait()
 

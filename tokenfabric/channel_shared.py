@@ -71,6 +71,9 @@ class SharedMemoryChannel:
             raise about(error, what) from None
         self.bytes_sent[peer] += num_bytes
 
+    def flush(self) -> None:
+        """See Channel. Sends are done when they return."""
+
     def close(self) -> None:
         """See Channel."""
         self._mailboxes = None

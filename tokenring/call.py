@@ -15,7 +15,7 @@ from tokenfabric import native
 from tokenfabric.hosts import Call
 from tokenring.capability import LocalChoice, LocalNeeds, band_kind
 from tokenring.combine import Numerics
-from tokenring.connection import CHANNEL_KEY, agree, channel_of
+from tokenring.connection import collective
 from tokenring.engine import Parts, execute, run, slot_offsets
 from tokenring.held import WireFormat
 from tokenring.local import choose_local
@@ -29,7 +29,6 @@ from tokenring.topology import Topology
 if TYPE_CHECKING:
     from tokenfabric.world import World
 
-_MOST_PLANS = 1024
 # Of gloo between two hosts, bytes per second; what decides is that it is far below shared memory's.
 _NETWORK_BANDWIDTH = 1e9
 
@@ -93,6 +92,7 @@ class _Prepared:
     local: LocalAttention
     memory_bytes: int
     """Receive memory of the rank that needs most; all take as much."""
+    call: Call
 
 
 def walk_plan(
@@ -120,7 +120,6 @@ def walk_plan(
         PeerLostError, CommTimeoutError: naming step, tensor and peer.
     """
     prepared = _prepare(world, attention, direction)
-    agree(world, attention.fingerprint(direction))
     numerics = Numerics(
         local=prepared.local,
         scale=attention.scale,
@@ -130,10 +129,10 @@ def walk_plan(
         result=attention.dtype,
         threads=MergeThreads.of_communicator(world.host_comm),
     )
-    channel = channel_of(world)
-    memory = channel.memory(prepared.memory_bytes)
     part = prepared.plan.of_rank(world.rank)
-    return run(execute(part, inputs, numerics, channel, memory))
+    with collective(world, prepared.call) as channel:
+        memory = channel.memory(prepared.memory_bytes)
+        return run(execute(part, inputs, numerics, channel, memory))
 
 
 def wire_format(attention: Attention) -> WireFormat:
@@ -189,10 +188,6 @@ def _prepare(world: "World", attention: Attention, direction: Pass) -> _Prepared
         plan = attention.plan(direction, topology_of(world))
         local, _ = choose_kernels(attention, plan)
         memory_bytes = max(slot_offsets(part)[-1] for part in plan.ranks)
-        prepared = _Prepared(plan, local, memory_bytes)
-        if len(world.prepared) >= _MOST_PLANS:
-            channel = channel_of(world)
-            world.prepared.clear()
-            world.prepared[CHANNEL_KEY] = channel
-        world.prepared[key] = prepared
+        prepared = _Prepared(plan, local, memory_bytes, attention.fingerprint(direction))
+        world.prepared.remember(key, prepared)
     return prepared

@@ -1,40 +1,60 @@
-"""What attention calls of one world share: its channel, and the agreement before anything moves."""
+"""What attention calls of one world share: its channel, and what surrounds a collective."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tokenfabric.channel import Channel
 from tokenfabric.channel_distributed import DistributedChannel
 from tokenfabric.channel_shared import SharedMemoryChannel
+from tokenfabric.errors import CommError, CommTimeoutError, PeerLostError
 from tokenfabric.hosts import Call
+from tokenfabric.records import PeerGoneError, PeerSilentError
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
 
-CHANNEL_KEY = "tokenring channel"
 
+@contextlib.contextmanager
+def collective(world: "World", call: Call) -> Iterator[Channel]:
+    """Agree on `call` with all ranks, then let the body exchange messages. Collective.
 
-def agree(world: "World", call: Call) -> None:
-    """Compare a call with those of all ranks. Collective.
+    Whatever ends the body early breaks the world on every rank: the others wait for messages that
+    will not come, and shall not wait until the deadline.
 
     Raises:
-        MismatchError: they differ; nothing moved, the world stays usable.
+        MismatchError: the ranks differ; raised before the body, and the world stays usable.
         PeerLostError, CommTimeoutError: see `tokenfabric.errors`.
         ConfigError: the world is closed.
     """
     if world.hosts is not None and not world.is_closed:
-        world.hosts.agree(call)
-    else:
-        world.comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
+        with world.hosts.collective(call):
+            try:
+                yield channel_of(world)
+                channel_of(world).flush()
+            except PeerLostError as error:
+                raise PeerGoneError(error.peer_rank) from error
+            except CommTimeoutError as error:
+                raise PeerSilentError(error.peer_rank) from error
+        return
+    comm = world.comm
+    comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
+    try:
+        yield channel_of(world)
+        channel_of(world).flush()
+    except CommError:
+        raise  # shared memory has told the others
+    except BaseException:
+        comm.abort()
+        raise
 
 
 def channel_of(world: "World") -> Channel:
-    """Return the world's channel for attention, made at the first call. Not collective."""
-    channel: Channel | None = world.prepared.get(CHANNEL_KEY)
-    if channel is None:
+    """Return the world's channel, opened by the first use. Not collective."""
+    if world.channel is None:
         if world.hosts is None:
-            channel = SharedMemoryChannel(world)
+            world.channel = SharedMemoryChannel(world)
         else:
             assert world.group is not None, "a world on several hosts has a process group"
-            channel = DistributedChannel(world.group, world.timeout_s)
-        world.prepared[CHANNEL_KEY] = channel
-    return channel
+            world.channel = DistributedChannel(world.group, world.timeout_s)
+    return world.channel

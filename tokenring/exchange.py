@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenfabric import native
 from tokenfabric.channel import Receipt
 from tokenfabric.hosts import Call
-from tokenring.connection import agree, channel_of
+from tokenring.connection import collective
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -34,31 +34,28 @@ def gather_rows(
     """
     row_elems = x[:1].numel() if len(x) else torch.Size(x.shape[1:]).numel()
     text = f"{terms} {x.dtype} {tuple(rows)}"
-    agree(
-        world,
-        Call(
-            native.fabric.OP_MESSAGES,
-            rows=sum(rows),
-            row_elems=row_elems,
-            options=crc32(text.encode()),
-        ),
+    call = Call(
+        native.fabric.OP_MESSAGES,
+        rows=sum(rows),
+        row_elems=row_elems,
+        options=crc32(text.encode()),
     )
-    channel = channel_of(world)
     row_bytes = row_elems * x.dtype.itemsize
     slot_bytes = -(-max(rows) * row_bytes // 64) * 64
-    memory = channel.memory(slot_bytes * world.size)
-    coming: list[tuple[int, Receipt, Tensor]] = []
-    for distance in range(1, world.size):
-        peer = (world.rank - distance) % world.size
-        into = memory[peer * slot_bytes : peer * slot_bytes + rows[peer] * row_bytes]
-        coming.append((peer, channel.receive(peer, into, f"rows of rank {peer}"), into))
-    for distance in range(1, world.size):
-        peer = (world.rank + distance) % world.size
-        channel.send(peer, [x], f"rows of rank {world.rank}")
     gathered = {world.rank: x}
-    for peer, receipt, into in coming:
-        receipt.wait()
-        gathered[peer] = into.clone().view(x.dtype).view(rows[peer], *x.shape[1:])
+    with collective(world, call) as channel:
+        memory = channel.memory(slot_bytes * world.size)
+        coming: list[tuple[int, Receipt, Tensor]] = []
+        for distance in range(1, world.size):
+            peer = (world.rank - distance) % world.size
+            into = memory[peer * slot_bytes : peer * slot_bytes + rows[peer] * row_bytes]
+            coming.append((peer, channel.receive(peer, into, f"rows of rank {peer}"), into))
+        for distance in range(1, world.size):
+            peer = (world.rank + distance) % world.size
+            channel.send(peer, [x], f"rows of rank {world.rank}")
+        for peer, receipt, into in coming:
+            receipt.wait()
+            gathered[peer] = into.clone().view(x.dtype).view(rows[peer], *x.shape[1:])
     return [gathered[rank] for rank in range(world.size)]
 
 
