@@ -2,16 +2,12 @@
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from tokenfabric import native
 from tokenfabric.channel import about, message_bytes, pack
 from tokenfabric.errors import CommError, ConfigError
-
-if TYPE_CHECKING:
-    from tokenfabric.world import World
 
 
 class SharedMemoryChannel:
@@ -21,12 +17,16 @@ class SharedMemoryChannel:
     does; receives whose memory is free are best posted early.
     """
 
-    def __init__(self, world: "World") -> None:
-        """Not collective; `memory` is."""
-        self.rank = world.rank
-        self.size = world.size
+    def __init__(self, comm: native.fabric.Communicator) -> None:
+        """Not collective; `memory` is.
+
+        Args:
+            comm: shared memory among the ranks; the channel's ranks are its ranks.
+        """
+        self.rank = comm.rank
+        self.size = comm.size
         self.bytes_sent: Counter[int] = Counter()
-        self._world = world
+        self._comm = comm
         self._mailboxes: native.fabric.Mailboxes | None = None
         self._segments: dict[int, torch.Tensor] = {}
         self._pending: dict[int, deque[_Receipt]] = {}
@@ -38,7 +38,7 @@ class SharedMemoryChannel:
         own = self._segments.get(self.rank)
         if self._mailboxes is None or own is None or own.numel() < num_bytes:
             self._mailboxes = native.fabric.Mailboxes(
-                self._world.comm, 1 << max(num_bytes - 1, 1).bit_length()
+                self._comm, 1 << max(num_bytes - 1, 1).bit_length()
             )
             self._segments = {}
             own = self._segment(self.rank)

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tokenfabric.channel import Channel
-from tokenfabric.channel_distributed import DistributedChannel
+from tokenfabric.channel_hosts import HostsChannel
 from tokenfabric.channel_shared import SharedMemoryChannel
-from tokenfabric.errors import CommError, CommTimeoutError, PeerLostError
+from tokenfabric.errors import CommError
 from tokenfabric.hosts import Call
-from tokenfabric.records import PeerGoneError, PeerSilentError
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -29,13 +28,8 @@ def collective(world: "World", call: Call) -> Iterator[Channel]:
     """
     if world.hosts is not None and not world.is_closed:
         with world.hosts.collective(call):
-            try:
-                yield channel_of(world)
-                channel_of(world).flush()
-            except PeerLostError as error:
-                raise PeerGoneError(error.peer_rank) from error
-            except CommTimeoutError as error:
-                raise PeerSilentError(error.peer_rank) from error
+            yield channel_of(world)
+            channel_of(world).flush()
         return
     comm = world.comm
     comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
@@ -53,8 +47,8 @@ def channel_of(world: "World") -> Channel:
     """Return the world's channel, opened by the first use. Not collective."""
     if world.channel is None:
         if world.hosts is None:
-            world.channel = SharedMemoryChannel(world)
+            world.channel = SharedMemoryChannel(world.comm)
         else:
             assert world.group is not None, "a world on several hosts has a process group"
-            world.channel = DistributedChannel(world.group, world.timeout_s)
+            world.channel = HostsChannel(world.hosts, world.group)
     return world.channel

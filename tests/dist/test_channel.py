@@ -26,7 +26,7 @@ DEADLINE_S = 1.5
 
 def make_channel(kind: str, world: World) -> Channel:
     if kind == "shared":
-        return SharedMemoryChannel(world)
+        return SharedMemoryChannel(world.comm)
     assert world.group is not None
     return DistributedChannel(world.group, world.timeout_s)
 
@@ -148,7 +148,7 @@ def test_a_silent_peer_is_named_at_the_deadline(kind: str, waits_in: str) -> Non
 
 
 def _rank_refuses(world: World) -> None:
-    channel = SharedMemoryChannel(world)
+    channel = SharedMemoryChannel(world.comm)
     with pytest.raises(tokenfabric.ConfigError, match="receive memory"):
         channel.send(1 - world.rank, [torch.ones(2)], "early")
     memory = channel.memory(256)
