@@ -31,7 +31,7 @@ from tokenfabric.testing.bench_report import (
     format_ratio,
     format_seconds,
     markdown_table,
-    write_jsonl,
+    write_results,
 )
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
@@ -67,10 +67,8 @@ def main() -> None:
                 report.append(f"{title}\n\n{markdown_table(found, ['tokens', 'bound'])}")
                 console.print(report[-1], soft_wrap=True, highlight=False)
     if options.write:
-        stem = options.directory / f"allreduce_rmsnorm_{facts.machine}_{facts.month}"
-        write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
-        stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
-        console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
+        written = write_results(options.directory, "allreduce_rmsnorm", facts, cells, report)
+        console.print(written, soft_wrap=True)
 
 
 _LEGEND = f"""\

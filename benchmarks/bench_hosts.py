@@ -27,7 +27,7 @@ from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
     markdown_table,
-    write_jsonl,
+    write_results,
 )
 from tokenfabric.testing.namespaces import (
     Namespace,
@@ -77,10 +77,8 @@ def main() -> None:
     ]
     console.print("\n\n".join(report), soft_wrap=True, highlight=False)
     if options.write:
-        stem = options.directory / f"hosts_{facts.machine}_{facts.month}"
-        write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
-        stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
-        console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
+        written = write_results(options.directory, "hosts", facts, cells, report)
+        console.print(written, soft_wrap=True)
 
 
 def _parse() -> argparse.Namespace:

@@ -23,7 +23,7 @@ from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
     markdown_table,
-    write_jsonl,
+    write_results,
 )
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
@@ -54,10 +54,8 @@ def main() -> None:
         report.append(f"## {num_ranks} ranks\n\n{markdown_table(found, columns)}")
         console.print(report[-1], soft_wrap=True, highlight=False)
     if options.write:
-        stem = options.directory / f"{options.name}_{facts.machine}_{facts.month}"
-        write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
-        stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
-        console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
+        written = write_results(options.directory, options.name, facts, cells, report)
+        console.print(written, soft_wrap=True)
 
 
 _LEGEND = f"""\

@@ -20,7 +20,7 @@ from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
     markdown_table,
-    write_jsonl,
+    write_results,
 )
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.testing.tolerance import assert_close, assert_same_bits
@@ -64,10 +64,8 @@ def main() -> None:
         report.append(f"## {title}\n\n{table}")
         console.print(report[-1], soft_wrap=True, highlight=False)
     if options.write:
-        stem = options.directory / f"row_kernels_{facts.machine}_{facts.month}"
-        write_jsonl(stem.with_suffix(".jsonl"), facts, cells)
-        stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
-        console.print(f"wrote {stem}.jsonl and .md", soft_wrap=True)
+        written = write_results(options.directory, "row_kernels", facts, cells, report)
+        console.print(written, soft_wrap=True)
 
 
 _LEGEND = """\

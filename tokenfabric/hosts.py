@@ -22,7 +22,6 @@ from tokenfabric import native
 from tokenfabric.errors import (
     CommError,
     CommTimeoutError,
-    ConfigError,
     MismatchError,
     PeerLostError,
 )
@@ -91,13 +90,7 @@ class Hosts:
             MismatchError: the ranks differ; raised on all of them, before the body, and the world
                 stays usable.
             PeerLostError, CommTimeoutError: the world is broken, on all ranks.
-            ConfigError: this process is a fork of the rank's.
         """
-        if os.getpid() != self._pid:
-            raise ConfigError(
-                f"this process was forked from rank {self.layout.rank} (process {self._pid}) and "
-                "has no part in its world: start ranks as processes of their own"
-            )
         with self._lock:
             if (known := self.error()) is not None:
                 raise known

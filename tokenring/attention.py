@@ -1,6 +1,5 @@
 """Exact attention over a sequence whose tokens lie on several ranks, with gradients."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from tokenfabric.errors import ConfigError
 from tokenring.call import Attention, walk_plan
-from tokenring.local_protocol import row_delta
+from tokenring.local_protocol import check_scores, row_delta
 from tokenring.partition import Layout, Partition, partition_tokens
 
 if TYPE_CHECKING:
@@ -145,10 +144,7 @@ def check_attention(
             f"{tuple(sinks.shape)} of {sinks.dtype}"
         )
     chosen_scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(chosen_scale):
-        raise ConfigError(f"scale is {scale}: pass a finite number")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ConfigError(f"softcap is {softcap}: pass a finite number above 0, or None")
+    check_scores(chosen_scale, softcap)
     needs_gradient = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, sinks)
     )

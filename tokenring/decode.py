@@ -8,7 +8,6 @@ other one: `decode_bytes` of decode_plan.py, 2340 bytes for a token of 9 heads o
 values never travel.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -22,7 +21,7 @@ from tokenring.capability import LocalNeeds, band_kind
 from tokenring.decode_plan import DecodeGroup, plan_decode
 from tokenring.exchange import gather_rows
 from tokenring.local import choose_local
-from tokenring.local_protocol import LocalAttention, accumulation_dtype
+from tokenring.local_protocol import LocalAttention, accumulation_dtype, check_scores
 from tokenring.mask import make_mask
 from tokenring.merge import merge_partials
 from tokenring.merge_native import MergeThreads
@@ -260,10 +259,7 @@ def _check(
     if sinks is not None and sinks.shape != (q.shape[2],):
         raise ConfigError(f"sinks must be [{q.shape[2]}], one a head, got {tuple(sinks.shape)}")
     chosen_scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(chosen_scale):
-        raise ConfigError(f"scale is {scale}: pass a finite number")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise ConfigError(f"softcap is {softcap}: pass a finite number above 0, or None")
+    check_scores(chosen_scale, softcap)
     return _Call(
         layout=layout,
         num_new=q.shape[1],

@@ -130,6 +130,15 @@ def check_block(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | 
             f"q, k, v must have one dtype and device, got {q.dtype} {q.device}, "
             f"{k.dtype} {k.device}, {v.dtype} {v.device}"
         )
+    check_scores(scale, softcap)
+
+
+def check_scores(scale: float, softcap: float | None) -> None:
+    """Refuse what makes no scores.
+
+    Raises:
+        ConfigError: a number is not finite, or softcap not above 0.
+    """
     if not math.isfinite(scale):
         raise ConfigError(f"scale is {scale}: pass a finite number")
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):

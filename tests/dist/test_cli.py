@@ -6,24 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.dist.command import run
 from tests.dist.tiny_checkpoint import write_checkpoint, write_unsupported
 from tests.house.tree import ROOT
 
-LAUNCH = ("-m", "launch")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "launch")
 GREEDY = ("--prompt", "Hello", "--max-new-tokens", "12", "--dtype", "fp32")
-
-
-def run(*args: str, program: tuple[str, ...] = LAUNCH) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, *program, *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import torch
 
 import tokenfabric
 import tokenweave
-from tokenfabric.testing.poison import assert_overwritten, poison
+from tests.dist.broken import assert_world_is_broken
+from tokenfabric.testing.poison import poison
 from tokenfabric.testing.spawn import Raised, RankGroup, Returned, spawn_plain
 from tokenfabric.world import World
 
@@ -17,8 +18,6 @@ Report = Callable[[str], None]
 
 # A death is seen within a slice of a wait plus the time the survivors need to be scheduled.
 DEATH_SEEN_S = 2.0
-# Without waiting for anything; the rest is for a busy machine.
-AT_ONCE_S = 1.0
 DEADLINE_S = 1.5
 VICTIM = 1
 
@@ -31,25 +30,6 @@ def raised_by(ranks: RankGroup, rank: int) -> Raised:
 
 def survivors(ranks: RankGroup) -> list[int]:
     return [rank for rank in range(ranks.size) if rank != VICTIM]
-
-
-def assert_world_is_broken(world: World, kind: type[tokenfabric.CommError]) -> None:
-    """Check that every later call says at once what broke the world."""
-    assert isinstance(world.broken, kind)
-    x = poison(torch.empty(4, 64))
-    calls: list[Callable[[], object]] = [
-        world.barrier,
-        lambda: tokenweave.all_reduce(torch.ones(4, 64), world=world, out=x),
-        lambda: tokenweave.broadcast(torch.ones(3), world=world),
-        lambda: tokenfabric.SymmetricBuffer(world, 4096),
-    ]
-    for call in calls:
-        started_s = time.monotonic()
-        with pytest.raises(kind, match="broken"):
-            call()
-        assert time.monotonic() - started_s < AT_ONCE_S
-    with pytest.raises(AssertionError, match="never written"):
-        assert_overwritten(x)
 
 
 def reduce_forever(world: World, report: Report, num_tokens: int) -> None:

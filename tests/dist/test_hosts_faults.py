@@ -11,16 +11,15 @@ import torch
 
 import tokenfabric
 import tokenweave
+from tests.dist.broken import AT_ONCE_S, assert_world_is_broken
 from tests.dist.host_worlds import Hosts
-from tokenfabric.testing.poison import assert_overwritten, poison
+from tokenfabric.testing.poison import poison
 from tokenfabric.testing.spawn import Raised, RankGroup, Returned, run_ranks, spawn_plain
-from tokenfabric.world import World
 
 Report = Callable[[str], None]
 
 # The connection of a dead process ends at once; the rest is for a busy machine.
 DEATH_SEEN_S = 2.0
-AT_ONCE_S = 1.0
 DEADLINE_S = 1.5
 TWO_BY_TWO = Hosts(2, 2)
 
@@ -29,27 +28,6 @@ def raised_by(ranks: RankGroup, rank: int) -> Raised:
     outcome = ranks.outcome(rank)
     assert isinstance(outcome, Raised), f"rank {rank}: {outcome}"
     return outcome
-
-
-def assert_world_is_broken(world: World, kind: type[tokenfabric.CommError], blamed: int) -> None:
-    """Check that every later call says at once what broke the world."""
-    assert isinstance(world.broken, kind)
-    assert world.broken.peer_rank == blamed
-    x = poison(torch.empty(4, 64))
-    calls: list[Callable[[], object]] = [
-        world.barrier,
-        lambda: tokenweave.all_reduce(torch.ones(4, 64), world=world, out=x),
-        lambda: tokenweave.broadcast(torch.ones(3), world=world),
-        lambda: tokenfabric.SymmetricBuffer(world, 4096),
-    ]
-    for call in calls:
-        started_s = time.monotonic()
-        with pytest.raises(kind, match="broken"):
-            call()
-        assert time.monotonic() - started_s < AT_ONCE_S
-    with pytest.raises(AssertionError, match="never written"):
-        assert_overwritten(x)
-    assert "broken" in world.describe()
 
 
 def _rank_meets_a_death(

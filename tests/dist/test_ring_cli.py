@@ -1,7 +1,5 @@
 """`generate --ring`, `verify --attention` and `verify --ring`: answers, verdicts, exit codes."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,8 @@ import torch
 from launch.recipes import verify_attention, verify_ring
 from launch.recipes.text import encode_prompt
 from launch.report import Table
+from tests.dist.command import run
 from tests.dist.tiny_checkpoint import write_checkpoint
-from tests.house.tree import ROOT
 from tokenfabric.errors import ConfigError
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
@@ -36,18 +34,6 @@ class Tables:
 
     def table(self, table: Table) -> None:
         self.tables.append(table)
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

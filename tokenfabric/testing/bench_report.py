@@ -59,6 +59,26 @@ def environment(repository: Path) -> Environment:
     )
 
 
+def write_results(
+    directory: Path,
+    name: str,
+    facts: Environment,
+    cells: Iterable[Cell],
+    report: Iterable[str],
+    *,
+    rung: str = "measured on CPU ranks",
+) -> str:
+    """Write the cells as JSON lines and the report's parts as Markdown.
+
+    Returns:
+        Where: for people.
+    """
+    stem = directory / f"{name}_{facts.machine}_{facts.month}"
+    write_jsonl(stem.with_suffix(".jsonl"), facts, cells, rung=rung)
+    stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
+    return f"wrote {stem}.jsonl and .md"
+
+
 def write_jsonl(
     path: Path, facts: Environment, cells: Iterable[Cell], *, rung: str = "measured on CPU ranks"
 ) -> None:
