@@ -9,7 +9,8 @@ tokenfabric/testing/bench.py.
 """
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
     markdown_table,
+    read_cells,
+    result_path,
     write_results,
 )
 from tokenfabric.testing.spawn import run_ranks
@@ -37,25 +40,51 @@ _HEAD_DIM, _HEADS = 64, 8
 
 
 def main() -> None:
-    """Parse the command line, measure, show the tables and write the result files."""
+    """Parse the command line, measure, show the tables and write the result files.
+
+    With --resume, what the result file has from the same code is not measured again: an hour of
+    cells can be taken in pieces.
+    """
     options = _parse()
     console = Console()
     facts = environment(_REPOSITORY)
     console.print(describe_environment(facts), soft_wrap=True)
-    cells: list[Cell] = []
-    report = [f"# Attention over several ranks\n\n{describe_environment(facts)}\n\n{_LEGEND}"]
-    for num_ranks in options.ranks:
-        found = run_ranks(
-            _rank_cells, num_ranks, options.tokens, options.kv_heads, options.passes,
-            options.strategies, options.seconds, options.rounds, timeout_s=7200,
+    path = result_path(options.directory, options.name, facts)
+    cells = read_cells(path, facts) if options.write and options.resume else []
+    done = {_place(cell.labels) for cell in cells}
+    started_s = time.monotonic()
+    for point in product(
+        options.ranks, options.tokens, options.kv_heads, (False, True), options.passes
+    ):
+        is_late = (
+            options.stop_after is not None and time.monotonic() - started_s > options.stop_after
+        )
+        if point in done or is_late:
+            continue
+        cells += run_ranks(
+            _rank_cells, point[0], point[1:], options.strategies, options.seconds, options.rounds,
+            timeout_s=7200,
         )[0]  # fmt: skip
-        cells += found
-        columns = ["tokens", "kv heads", "causal", "pass", "auto takes"]
-        report.append(f"## {num_ranks} ranks\n\n{markdown_table(found, columns)}")
-        console.print(report[-1], soft_wrap=True, highlight=False)
+        console.print(_table(cells[-1:]), soft_wrap=True, highlight=False)
+        cells.sort(key=lambda cell: _place(cell.labels))
+        if options.write:
+            report = [
+                f"# Attention over several ranks\n\n{describe_environment(facts)}\n\n{_LEGEND}"
+            ]
+            for num_ranks in sorted({cell.labels["ranks"] for cell in cells}):
+                same = [cell for cell in cells if cell.labels["ranks"] == num_ranks]
+                report.append(f"## {num_ranks} ranks\n\n{_table(same)}")
+            write_results(options.directory, options.name, facts, cells, report)
     if options.write:
-        written = write_results(options.directory, options.name, facts, cells, report)
-        console.print(written, soft_wrap=True)
+        console.print(f"results in {path}", soft_wrap=True)
+
+
+def _place(labels: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(labels[name] for name in ("ranks", "tokens", "kv heads", "causal", "pass"))
+
+
+def _table(cells: list[Cell]) -> str:
+    return markdown_table(cells, ["tokens", "kv heads", "causal", "pass", "auto takes"])
 
 
 _LEGEND = f"""\
@@ -84,6 +113,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--long", action="store_true", help="32k and 64k, auto and plain, once")
     parser.add_argument("--name", default="ring", help="of the result files")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--resume", action="store_true", help="keep the cells of the result file")
+    parser.add_argument("--stop-after", type=float, help="seconds after which no cell is begun")
     parser.add_argument("--no-write", dest="write", action="store_false")
     options = parser.parse_args()
     if options.quick:
@@ -96,15 +127,12 @@ def _parse() -> argparse.Namespace:
 
 def _rank_cells(
     world: World,
-    tokens: list[int],
-    kv_heads: list[int],
-    passes: list[str],
+    point: tuple[int, int, bool, str],
     strategies: list[str],
     seconds: float,
     rounds: int,
 ) -> list[Cell]:
-    grid = product(tokens, kv_heads, (False, True), passes)
-    return [cell for point in grid for cell in _cell(world, *point, strategies, seconds, rounds)]
+    return list(_cell(world, *point, strategies, seconds, rounds))
 
 
 def _cell(

@@ -1,5 +1,6 @@
 """bench.py: order, counts, ratios and the per-round maximum, on a clock that the providers move."""
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -16,6 +17,7 @@ from tokenfabric.testing.bench_report import (
     environment,
     format_seconds,
     markdown_table,
+    read_cells,
     write_jsonl,
 )
 
@@ -194,6 +196,9 @@ def test_files_and_tables_hold_what_was_measured(tmp_path: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |",
         "| 2 | 16 | 1.24 ms | 38.1 us, 2.00x (1.50-3.00) | 1.01x (1.01-1.01) | 7 |",
     ]
+    assert read_cells(path, facts) == [cell, cell]
+    assert read_cells(path, dataclasses.replace(facts, commit="another")) == []
+    assert read_cells(tmp_path / "none.jsonl", facts) == []
     assert facts.date in describe_environment(facts)
     assert facts.month == facts.date[:4] + facts.date[5:7]
     assert set(facts.machine) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

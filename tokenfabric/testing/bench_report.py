@@ -73,10 +73,32 @@ def write_results(
     Returns:
         Where: for people.
     """
-    stem = directory / f"{name}_{facts.machine}_{facts.month}"
-    write_jsonl(stem.with_suffix(".jsonl"), facts, cells, rung=rung)
-    stem.with_suffix(".md").write_text("\n\n".join(report) + "\n")
-    return f"wrote {stem}.jsonl and .md"
+    path = result_path(directory, name, facts)
+    write_jsonl(path, facts, cells, rung=rung)
+    path.with_suffix(".md").write_text("\n\n".join(report) + "\n")
+    return f"wrote {path} and .md"
+
+
+def result_path(directory: Path, name: str, facts: Environment) -> Path:
+    """Return where a benchmark's JSON lines lie."""
+    return directory / f"{name}_{facts.machine}_{facts.month}.jsonl"
+
+
+def read_cells(path: Path, facts: Environment) -> list[Cell]:
+    """Return the cells of a result file that were measured here, with the code as it is now."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        data = json.loads(line)
+        if {**data["environment"], "date": facts.date} != dataclasses.asdict(facts):
+            continue
+        fields = {field.name: data[field.name] for field in dataclasses.fields(Cell)}
+        for name in ("seconds", "speedup"):
+            fields[name] = {key: Spread(**value) for key, value in fields[name].items()}
+        fields["baseline_again"] = Spread(**fields["baseline_again"])
+        found.append(Cell(**fields))
+    return found
 
 
 def write_jsonl(
