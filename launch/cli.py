@@ -35,6 +35,7 @@ from launch.ring_options import (
     Window,
     refuse_unused,
 )
+from launch.train_command import train
 
 if TYPE_CHECKING:
     from launch.failure import Failure
@@ -201,6 +202,9 @@ def verify(
         )
     if not passed:
         raise typer.Exit(1)
+
+
+app.command()(train)
 
 
 @app.command()

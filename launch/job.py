@@ -36,6 +36,10 @@ class JobSpec:
     pin: bool | None = None
     """Whether each rank runs on cores of its own: True must, False must not, None if it can."""
 
+    max_restarts: int = 0
+    """How many times all ranks are started again after one has failed, unless what was asked for
+    cannot be met: for recipes that go on where they were."""
+
     def __post_init__(self) -> None:
         if not _RECIPE.fullmatch(self.recipe):
             raise ValueError(f"recipe must be 'package.module:function', got {self.recipe!r}")
@@ -43,6 +47,8 @@ class JobSpec:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
+        if self.max_restarts < 0:
+            raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}")
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
         for name, value in self.args.items():

@@ -34,6 +34,19 @@ def fail_on_rank_one(world: World, reporter: Reporter, how: str) -> None:
     world.barrier()
 
 
+def fail_at_first(world: World, reporter: Reporter, folder: str, how: str, times: int) -> int:
+    """Rank 1 fails in the first attempts; return the number of the attempt that succeeds."""
+    world.barrier()
+    attempt = len(os.listdir(folder))
+    world.barrier()
+    if world.rank == 1:
+        with open(f"{folder}/{attempt}", "x"):
+            if attempt < times:
+                fail_on_rank_one(world, reporter, how)
+    world.barrier()
+    return attempt
+
+
 def sleep(world: World, reporter: Reporter, folder: str) -> None:
     """Say that this rank runs, and under which id, then sleep until it is told to stop."""
     with contextlib.suppress(FileExistsError), open(f"{folder}/{world.rank}", "x") as file:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from launch.job import JobSpec
 from launch.torchrun import choose_ranks, run_job
 from tests.house.tree import ROOT
 from tokenfabric.errors import ConfigError
+from tokenfabric.log import LOGGER_NAME
 
 RECIPES = "tests.dist.launch_recipes"
 
@@ -41,6 +43,30 @@ def test_users_threads_win(monkeypatch: pytest.MonkeyPatch) -> None:
         name for name in before.keys() | os.environ if before.get(name) != os.environ.get(name)
     }
     assert {name for name in changed if not name.startswith("TORCHELASTIC")} == set()
+
+
+@pytest.mark.parametrize("how", ["kill", "defect"])
+def test_a_job_that_goes_on_is_started_again(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As often as was asked for, and each time it is said why."""
+    spec = job("fail_at_first", folder=str(tmp_path), how=how, times=2)
+    assert run_job(replace(spec, max_restarts=2)) == 2
+    line = "SIGKILL: the process was killed" if how == "kill" else "ValueError: rank 1 cannot count"
+    told = [record.message for record in caplog.records if record.name == LOGGER_NAME]
+    assert len(told) == 2
+    for left, message in zip((2, 1), told, strict=True):
+        assert message.startswith(f"rank 1 failed: {line}")
+        assert message.endswith(f"starting all ranks again, {left} more time(s) at most")
+
+
+@pytest.mark.parametrize(("how", "attempts"), [("kill", 2), ("user", 1)])
+def test_restarts_end(tmp_path: Path, how: str, attempts: int) -> None:
+    """When there are no more, or at once where the same request would fail again."""
+    spec = job("fail_at_first", folder=str(tmp_path), how=how, times=9)
+    with pytest.raises(JobFailedError):
+        run_job(replace(spec, max_restarts=1))
+    assert len(list(tmp_path.iterdir())) == attempts
 
 
 @pytest.mark.parametrize(

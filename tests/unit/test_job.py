@@ -44,6 +44,11 @@ def test_no_threads_is_refused(threads: int) -> None:
         JobSpec(recipe="a:b", ranks=1, num_threads=threads)
 
 
+def test_negative_restarts_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_restarts must be at least 0, got -1"):
+        JobSpec(recipe="a:b", ranks=1, max_restarts=-1)
+
+
 def test_arguments_are_plain_data() -> None:
     """What a spec carries survives the way to another process."""
     spec = JobSpec(recipe="a:b", ranks=3, args={"prompt": "$$ ${x}", "seeds": [1, None, 2.5]})

@@ -1,0 +1,166 @@
+"""`tokenfabric train`: fine-tune a causal language model at long context, over any ranks.
+
+A run lives in one folder: checkpoints/step-<n>, metrics.jsonl and, at the end, model/ for plain
+transformers. A run that was ended goes on from its last checkpoint when it is started again, on as
+many ranks or others.
+"""
+
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch.memory import require_memory
+from launch.report import Reporter
+from launch.training.checkpoints import Checkpoints, RunState, find_checkpoints, read_progress
+from launch.training.config import TrainConfig
+from launch.training.documents import check_files
+from launch.training.export import export_model
+from launch.training.mesh import TrainingMesh, training_mesh
+from launch.training.metrics import MetricsFile
+from launch.training.rows import RowStream
+from launch.training.trainer import StepResult, Trainer
+from tokenfabric import World
+from tokenfabric.errors import ConfigError
+from tokenweave.integrations.unsharded import load_tokenizer, load_unsharded
+
+# A process of fp32 training holds parameters, gradients and two moments.
+_BYTES_PER_PARAMETER = 16
+
+
+def run(
+    world: World,
+    reporter: Reporter,
+    *,
+    model: str,
+    data: list[str],
+    output: str,
+    eval_data: list[str] | None = None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Train, and write the result. Collective; all ranks pass the same.
+
+    Args:
+        world: the ranks, dp x ring of them.
+        reporter: hears of every step.
+        model: a checkpoint's directory.
+        data: text or .jsonl files, or folders of them; see `launch.training.documents`.
+        output: the run's folder, on a disk that all ranks see; made if it is not there.
+        eval_data: like data, never learned from.
+        settings: of `TrainConfig`.
+
+    Returns:
+        The last step's loss, and the tokens per second since this start.
+
+    Raises:
+        ConfigError: something is missing or does not fit, or the folder holds a run of other data.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    config = TrainConfig(**settings)
+    files = check_files(data)
+    eval_files = check_files(eval_data) if eval_data else ()
+    if config.eval_every and not eval_files:
+        raise ConfigError("eval_every needs eval_data: pass files that are not learned from")
+    directory, folder = Path(model), Path(output)
+    tokenizer: Any = load_tokenizer(directory)
+    fingerprint = _fingerprint(files, config, len(tokenizer))
+    found = find_checkpoints(folder / "checkpoints")
+    state = read_progress(found[-1]) if found else None
+    if state is not None and state.fingerprint != fingerprint:
+        raise ConfigError(
+            f"{output} holds a run of other data, context, rows_per_step, seed or tokenizer: "
+            "pass those, or another output"
+        )
+    if world.rank == 0:
+        require_memory(directory, _BYTES_PER_PARAMETER, "a model in training")
+        folder.mkdir(parents=True, exist_ok=True)
+    with training_mesh(world, config) as mesh:
+        trainer = Trainer(load_unsharded(directory, torch.float32), mesh, config)
+        checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+        if state is not None:
+            checkpoints.load(found[-1], trainer.loss, trainer.optimizer)
+            reporter.note(f"going on from {found[-1].name} of {config.steps} steps")
+        stream = RowStream(
+            files, tokenizer, context=config.context, seed=config.seed,
+            progress=None if state is None else state.progress,
+        )  # fmt: skip
+        run_ = _Run(config, mesh, trainer, checkpoints, stream, reporter, fingerprint)
+        if eval_files:
+            # The same rows every time.
+            eval_stream = RowStream(eval_files, tokenizer, context=config.context, seed=0)
+            run_.eval_rows = eval_stream.take(config.eval_rows)
+        result = run_.steps(state, folder)
+        export_model(trainer, tokenizer, folder / "model", torch.float32)
+        reporter.note(f"wrote {folder / 'model'}")
+    return result
+
+
+class _Run:
+    """The loop over steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: TrainingMesh,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        stream: RowStream,
+        reporter: Reporter,
+        fingerprint: str,
+    ) -> None:
+        self._config, self._mesh, self._trainer = config, mesh, trainer
+        self._checkpoints, self._stream, self._reporter = checkpoints, stream, reporter
+        self._fingerprint = fingerprint
+        self.eval_rows: list[Any] = []
+
+    def steps(self, state: RunState | None, folder: Path) -> dict[str, float]:
+        """Take the steps that are left; return what `run` returns."""
+        config = self._config
+        first = 0 if state is None else state.step
+        tokens_seen = 0 if state is None else state.tokens_seen
+        metrics = (
+            MetricsFile(folder / "metrics.jsonl", first) if self._mesh.world.rank == 0 else None
+        )
+        last_loss, tokens, seconds = float("nan"), 0, 0.0
+        for step in range(first, config.steps):
+            result = self._trainer.step(step, self._stream.take(config.rows_per_step))
+            last_loss = result.loss
+            tokens, seconds = tokens + result.tokens, seconds + result.seconds
+            tokens_seen += result.tokens
+            eval_loss = None
+            if config.is_due(config.eval_every, step):
+                eval_loss = self._trainer.evaluate(self.eval_rows)
+            if metrics is not None:
+                metrics.write(result, eval_loss)
+            self._tell(result, eval_loss)
+            self._checkpoints.advance()
+            if config.is_due(config.checkpoint_every, step) or step + 1 == config.steps:
+                self._checkpoints.save(
+                    self._trainer.loss,
+                    self._trainer.optimizer,
+                    RunState(
+                        step=step + 1,
+                        progress=self._stream.progress,
+                        tokens_seen=tokens_seen,
+                        fingerprint=self._fingerprint,
+                    ),
+                )
+        self._checkpoints.finish()
+        return {"loss": last_loss, "tokens_per_second": tokens / seconds if seconds else 0.0}
+
+    def _tell(self, result: StepResult, eval_loss: float | None) -> None:
+        evaluated = "" if eval_loss is None else f", eval loss {eval_loss:.4f}"
+        self._reporter.note(
+            f"step {result.step + 1}/{self._config.steps}: loss {result.loss:.4f}{evaluated}, "
+            f"gradient norm {result.gradient_norm:.3f}, rate {result.learning_rate:.2e}, "
+            f"{result.tokens / result.seconds:.0f} tokens/s"
+        )
+
+
+def _fingerprint(files: tuple[Path, ...], config: TrainConfig, vocabulary: int) -> str:
+    """Return a hash of what decides which rows come in which order."""
+    kept = {key: asdict(config)[key] for key in ("context", "rows_per_step", "seed")}
+    text = repr(([(path.name, path.stat().st_size) for path in files], kept, vocabulary))
+    return f"{zlib.crc32(text.encode()):08x}"

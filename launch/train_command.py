@@ -1,0 +1,128 @@
+"""`tokenfabric train`: its options, and the job they make. Imports neither torch nor transformers.
+
+The settings are those of `launch.training.config.TrainConfig`, which checks them.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.options import Model, Pin, Threads, TimeoutS
+
+
+class TrainDtype(StrEnum):
+    """Data type of computation."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+def train(
+    model: Model,
+    data: Annotated[
+        list[str],
+        typer.Option(help="A text file, a .jsonl file, or a folder of them. May be repeated."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="The run's folder: checkpoints, metrics.jsonl and the trained model. A run that "
+            "is there goes on."
+        ),
+    ],
+    context: Annotated[int, typer.Option(help="Tokens of a row of packed documents.")],
+    steps: Annotated[int, typer.Option(help="Steps of the whole run.")],
+    ring: Annotated[int, typer.Option(min=1, help="Processes that share a row's tokens.")] = 2,
+    dp: Annotated[
+        int, typer.Option(min=1, help="Groups of --ring processes, each with rows of its own.")
+    ] = 1,
+    rows_per_step: Annotated[
+        int | None, typer.Option(help="Rows of a step. Default: --dp.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 3e-4,
+    min_learning_rate: Annotated[float, typer.Option(help="At the end of the cosine.")] = 0.0,
+    warmup_steps: Annotated[int, typer.Option(help="Steps in which the rate rises.")] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
+    max_gradient_norm: Annotated[float, typer.Option(help="Gradients are clipped to it.")] = 1.0,
+    dtype: Annotated[
+        TrainDtype, typer.Option(help="Of computation; kept parameters are fp32.")
+    ] = TrainDtype.BF16,
+    recompute: Annotated[
+        bool, typer.Option(help="Compute activations again in the backward, to save memory.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the order of files.")] = 0,
+    eval_data: Annotated[
+        list[str] | None, typer.Option(help="Like --data, never learned from.", show_default=False)
+    ] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: none.")] = 0,
+    eval_rows: Annotated[int, typer.Option(help="Rows of an evaluation.")] = 4,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0: one at the end.")
+    ] = 0,
+    keep_checkpoints: Annotated[int, typer.Option(help="How many are kept.")] = 2,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How often to go on from the last checkpoint when a process dies."
+        ),
+    ] = 0,
+    threads: Threads = None,
+    pin: Pin = None,
+    timeout_s: TimeoutS = 600.0,
+) -> None:
+    """Fine-tune a model on text, at long context, over several processes."""
+    from launch.console import ConsoleReporter
+    from launch.job import JobSpec
+    from launch.models import prepare_model
+    from launch.report import SilentReporter
+    from launch.torchrun import choose_ranks, is_quiet_rank, run_job
+    from launch.training.config import TrainConfig
+    from launch.training.documents import check_files
+
+    settings = {
+        "context": context,
+        "steps": steps,
+        "rows_per_step": dp if rows_per_step is None else rows_per_step,
+        "ring": ring,
+        "dp": dp,
+        "learning_rate": learning_rate,
+        "min_learning_rate": min_learning_rate,
+        "warmup_steps": warmup_steps,
+        "weight_decay": weight_decay,
+        "max_gradient_norm": max_gradient_norm,
+        "dtype": dtype.value,
+        "recompute_layers": recompute,
+        "seed": seed,
+        "eval_every": eval_every,
+        "eval_rows": eval_rows,
+        "checkpoint_every": checkpoint_every,
+        "keep_checkpoints": keep_checkpoints,
+    }
+    # Said at once, not when ranks have started and loaded.
+    config = TrainConfig(**settings)  # type: ignore[arg-type]
+    check_files([*data, *(eval_data or [])])
+    reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
+    result = run_job(
+        JobSpec(
+            recipe="launch.recipes.train:run",
+            ranks=choose_ranks(config.world_size),
+            args={
+                "model": str(prepare_model(model, reporter)),
+                "data": data,
+                "output": str(output),
+                "eval_data": eval_data,
+                **settings,
+            },
+            timeout_s=timeout_s,
+            num_threads=threads,
+            pin=pin,
+            max_restarts=max_restarts,
+        )
+    )
+    assert isinstance(result, dict), "what the recipe returns"
+    reporter.note(
+        f"loss {result['loss']:.4f}, {result['tokens_per_second']:.0f} tokens/s; "
+        f"the model is in {output / 'model'}"
+    )
