@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher, run_with
 from launch.options import (
     Dtype,
     DtypeOption,
@@ -109,6 +110,9 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    launcher: LauncherOption = Launcher.TORCHRUN,
+    address: Address = None,
+    nodes: Nodes = 1,
     threads: Threads = None,
     pin: Pin = None,
     timeout_s: TimeoutS = 60.0,
@@ -118,8 +122,12 @@ def generate(
         raise typer.BadParameter("--top-p needs a --temperature above 0: greedy has no choice")
     if ring is not None and ranks is not None:
         raise typer.BadParameter("--ring shares the tokens, --ranks the model: give one of them")
+    check_launcher(launcher, address, nodes)
     _run(
         "launch.recipes.generate:run" if ring is None else "launch.recipes.generate_ring:run",
+        launcher=launcher,
+        address=address,
+        nodes=nodes,
         model=model,
         ranks=ranks if ring is None else ring,
         threads=threads,
@@ -230,6 +238,9 @@ def _run(
     pin: bool | None,
     timeout_s: float,
     default_ranks: int = 2,
+    launcher: Launcher = Launcher.TORCHRUN,
+    address: str | None = None,
+    nodes: int = 1,
     **args: object,
 ) -> object:
     """Prepare the model, if there is one, run a recipe on its ranks; return rank 0's result."""
@@ -237,22 +248,22 @@ def _run(
     from launch.job import JobSpec
     from launch.models import prepare_model
     from launch.report import SilentReporter
-    from launch.torchrun import choose_ranks, is_quiet_rank, run_job
+    from launch.torchrun import choose_ranks, is_quiet_rank
 
-    num_ranks = choose_ranks(ranks, default_ranks)
+    reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
+    num_ranks = choose_ranks(ranks, max(default_ranks, nodes))
     if model is not None:
-        reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
         args["model"] = str(prepare_model(model, reporter))
-    return run_job(
-        JobSpec(
-            recipe=recipe,
-            ranks=num_ranks,
-            args=args,
-            timeout_s=timeout_s,
-            num_threads=threads,
-            pin=pin,
-        )
+    spec = JobSpec(
+        recipe=recipe,
+        ranks=num_ranks,
+        nodes=nodes,
+        args=args,
+        timeout_s=timeout_s,
+        num_threads=threads,
+        pin=pin,
     )
+    return run_with(launcher, spec, reporter, address)
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tokenfabric.errors import ConfigError
+
 _RECIPE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -20,6 +22,12 @@ class JobSpec:
 
     ranks: int
     """Number of ranks, at least 1."""
+
+    nodes: int = 1
+    """Nodes that share the ranks equally; more than 1 on Ray only."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the ranks' processes, beside those that the launcher sets; on Ray only."""
 
     args: Mapping[str, object] = field(default_factory=dict)
     """Keyword arguments of the recipe: strings, numbers, booleans, None, and lists of them."""
@@ -42,23 +50,31 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         if not _RECIPE.fullmatch(self.recipe):
-            raise ValueError(f"recipe must be 'package.module:function', got {self.recipe!r}")
+            raise ConfigError(f"recipe must be 'package.module:function', got {self.recipe!r}")
         if self.ranks < 1:
-            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+            raise ConfigError(f"ranks must be at least 1, got {self.ranks}")
+        if self.nodes < 1 or self.ranks % self.nodes:
+            raise ConfigError(
+                f"nodes must be at least 1 and share {self.ranks} ranks equally, got {self.nodes}"
+            )
         if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
+            raise ConfigError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
         if self.max_restarts < 0:
-            raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}")
+            raise ConfigError(f"max_restarts must be at least 0, got {self.max_restarts}")
         if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+            raise ConfigError(f"num_threads must be at least 1, got {self.num_threads}")
         for name, value in self.args.items():
             if not name.isidentifier():
-                raise ValueError(f"args must have Python names for keys, got {name!r}")
+                raise ConfigError(f"args must have Python names for keys, got {name!r}")
             if not _is_plain(value):
-                raise ValueError(
+                raise ConfigError(
                     f"args[{name!r}] must be plain data (str, int, float, bool, None or a list of "
                     f"them) to travel to another process, got {type(value).__name__}"
                 )
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.ranks // self.nodes
 
     @property
     def module(self) -> str:

@@ -34,13 +34,19 @@ def load_recipe(spec: JobSpec) -> Recipe:
     return cast("Recipe", recipe)
 
 
-def run_rank(spec: JobSpec, num_threads: int | None, remark: str = "") -> object:
+def run_rank(
+    spec: JobSpec,
+    num_threads: int | None,
+    remark: str = "",
+    reporter: Reporter | None = None,
+) -> object:
     """Run a job's recipe as the rank that this process is. Collective over the job's ranks.
 
     Args:
         spec: the job, equal on all ranks.
         num_threads: compute threads of this rank; None leaves torch's setting.
         remark: what the user should know of how the ranks were started, told by rank 0.
+        reporter: of this rank; default: the terminal for rank 0, silence for the others.
 
     Raises:
         ConfigError: the recipe does not exist, or what the recipe itself refuses.
@@ -49,7 +55,8 @@ def run_rank(spec: JobSpec, num_threads: int | None, remark: str = "") -> object
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     with tokenfabric.init(device=spec.device, timeout_s=spec.timeout_s) as world:
-        reporter: Reporter = ConsoleReporter() if world.rank == 0 else SilentReporter()
+        if reporter is None:
+            reporter = ConsoleReporter() if world.rank == 0 else SilentReporter()
         if remark:
             reporter.note(remark)
         return recipe(world, reporter, **spec.args)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher, require_ray
 from launch.options import Model, Pin, Threads, TimeoutS
 
 
@@ -68,11 +69,15 @@ def train(
             min=0, help="How often to go on from the last checkpoint when a process dies."
         ),
     ] = 0,
+    launcher: LauncherOption = Launcher.TORCHRUN,
+    address: Address = None,
+    nodes: Nodes = 1,
     threads: Threads = None,
     pin: Pin = None,
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Fine-tune a model on text, at long context, over several processes."""
+    check_launcher(launcher, address, nodes)
     from launch.console import ConsoleReporter
     from launch.job import JobSpec
     from launch.models import prepare_model
@@ -104,25 +109,28 @@ def train(
     config = TrainConfig(**settings)  # type: ignore[arg-type]
     check_files([*data, *(eval_data or [])])
     reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
-    result = run_job(
-        JobSpec(
-            recipe="launch.recipes.train:run",
-            ranks=choose_ranks(config.world_size),
-            args={
-                "model": str(prepare_model(model, reporter)),
-                "data": data,
-                "output": str(output),
-                "eval_data": eval_data,
-                **settings,
-            },
-            timeout_s=timeout_s,
-            num_threads=threads,
-            pin=pin,
-            max_restarts=max_restarts,
-        )
+    spec = JobSpec(
+        recipe="launch.recipes.train:run",
+        ranks=choose_ranks(config.world_size),
+        nodes=nodes,
+        args={
+            "model": str(prepare_model(model, reporter)),
+            # Ray's workers start in another folder.
+            "data": [str(Path(name).absolute()) for name in data],
+            "output": str(output.absolute()),
+            "eval_data": None if not eval_data else [str(Path(it).absolute()) for it in eval_data],
+            **settings,
+        },
+        timeout_s=timeout_s,
+        num_threads=threads,
+        pin=pin,
+        max_restarts=max_restarts,
     )
-    assert isinstance(result, dict), "what the recipe returns"
-    reporter.note(
-        f"loss {result['loss']:.4f}, {result['tokens_per_second']:.0f} tokens/s; "
-        f"the model is in {output / 'model'}"
-    )
+    if launcher is Launcher.RAY:
+        require_ray()
+        from launch.ray.training import train_on_ray
+
+        train_on_ray(spec, address=address, folder=str(output.absolute()))
+    else:
+        run_job(spec)
+    reporter.note(f"the model is in {output / 'model'}")

@@ -47,6 +47,14 @@ def fail_at_first(world: World, reporter: Reporter, folder: str, how: str, times
     return attempt
 
 
+def meet_for_ever(world: World, reporter: Reporter, folder: str) -> None:
+    """Meet again and again; say once that all do."""
+    world.barrier()
+    reporter.note("all are here")
+    while True:
+        world.barrier()
+
+
 def sleep(world: World, reporter: Reporter, folder: str) -> None:
     """Say that this rank runs, and under which id, then sleep until it is told to stop."""
     with contextlib.suppress(FileExistsError), open(f"{folder}/{world.rank}", "x") as file:

@@ -1,0 +1,122 @@
+"""The connection to a Ray cluster, and processes on its nodes."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+from launch.ray.assignment import NodeResources, check_room
+from tokenfabric.errors import TopologyError
+
+_PLACED_WITHIN_S = 60.0
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine alone; a connection that is there is kept.
+
+    Args:
+        address: as `ray.init` takes it; None: a cluster of this machine that ends with the block,
+            listening on the loopback interface alone.
+
+    Raises:
+        TopologyError: nobody answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if address is None:
+            _start_here()
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, TimeoutError, ValueError) as error:
+        raise TopologyError(
+            f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave the "
+            f"address out to use this machine alone; {error}"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_here() -> None:
+    """Start a cluster that listens on the loopback interface alone, without a dashboard."""
+    # Ray takes an address that other machines reach instead of 127.0.0.1, unless it thinks that it
+    # runs where clusters are not supported; it has no other switch.
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        if before[0] is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before[0]
+
+
+def node_resources() -> list[NodeResources]:
+    """Return what each node that is alive has, in order of name."""
+    available = ray._private.state.available_resources_per_node()
+    return sorted(
+        (
+            NodeResources(
+                name=node_name(node),
+                total=node["Resources"],
+                available=available.get(node["NodeID"], {}),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ),
+        key=lambda node: node.name,
+    )
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """Return a node's name for people, different for each node: nodes may share an address."""
+    return f"{node['NodeManagerAddress']}/{node['NodeID'][:8]}"
+
+
+@contextmanager
+def bundles(
+    bundle: Mapping[str, float], num_nodes: int
+) -> Iterator[tuple[PlacementGroup, list[str]]]:
+    """Take one bundle of resources on each of several nodes.
+
+    Yields:
+        The placement group, and the name of the node of each bundle.
+
+    Raises:
+        TopologyError: there is no room; said at once where Ray would wait.
+    """
+    check_room(bundle, num_nodes, node_resources())
+    group = placement_group(
+        [dict(bundle)] * num_nodes, strategy="STRICT_SPREAD" if num_nodes > 1 else "STRICT_PACK"
+    )
+    try:
+        if not group.wait(timeout_seconds=_PLACED_WITHIN_S):
+            # Somebody else was faster than this after the check.
+            check_room(bundle, num_nodes, node_resources())
+            raise TopologyError(
+                f"Ray did not place {num_nodes} bundle(s) of {dict(bundle)} within "
+                f"{_PLACED_WITHIN_S:g} s: other jobs take the resources; try again"
+            )
+        placed = placement_group_table(group)["bundles_to_node_id"]
+        names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
+        yield group, [names[placed[index]] for index in range(num_nodes)]
+    finally:
+        remove_placement_group(group)

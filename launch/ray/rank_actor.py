@@ -1,0 +1,93 @@
+"""One rank as a Ray actor. Knows no ray: gang.py makes an actor of the class."""
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from launch.failure import describe
+from launch.job import JobSpec
+from launch.report import Reporter, SilentReporter, Table
+from tokenfabric.env import RankInfo
+
+Event = tuple[str, Any]
+"""("note" | "text", str), ("table", fields of Table), ("failure", fields of Failure), or
+("result", what the recipe returned)."""
+
+
+class RankActor:
+    """Runs one job. Its process ends with it."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Set variables that are read when modules are imported."""
+        os.environ.update(environment)
+        self._store: Any = None
+
+    def listen(self, host: str, world_size: int) -> int:
+        """Open the ranks' store on one interface of this node; return its port.
+
+        The socket stays open from here on: nobody else can take the port meanwhile.
+        """
+        from torch._C._distributed_c10d import TCPStore
+
+        listener = socket.create_server((host, 0))
+        port = int(listener.getsockname()[1])
+        self._store = TCPStore(
+            host_name=host, port=port, world_size=world_size, is_master=True,
+            wait_for_workers=False, master_listen_fd=listener.detach(),
+        )  # fmt: skip
+        return port
+
+    def run(self, spec: JobSpec, info: RankInfo) -> Iterator[Event]:
+        """Run a job as a rank; yield what it says as it says it, and last its result or failure."""
+        os.environ.update(
+            RANK=str(info.rank),
+            WORLD_SIZE=str(info.world_size),
+            LOCAL_RANK=str(info.local_rank),
+            LOCAL_WORLD_SIZE=str(info.local_world_size),
+            MASTER_ADDR=info.master_addr,
+            MASTER_PORT=str(info.master_port),
+            # torch's: the store is there already, nobody opens another.
+            TORCHELASTIC_USE_AGENT_STORE="True",
+        )
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        reporter = _Sender(events) if info.rank == 0 else SilentReporter()
+        worker = threading.Thread(
+            target=_run_recipe, args=(spec, info.rank, reporter, events), daemon=True
+        )
+        worker.start()
+        while True:
+            event = events.get()
+            yield event
+            if event[0] in ("result", "failure"):
+                return
+
+
+class _Sender:
+    """A Reporter whose words go to the driver."""
+
+    def __init__(self, events: "queue.SimpleQueue[Event]") -> None:
+        self._events = events
+
+    def note(self, text: str) -> None:
+        self._events.put(("note", text))
+
+    def text(self, piece: str) -> None:
+        self._events.put(("text", piece))
+
+    def table(self, table: Table) -> None:
+        self._events.put(("table", asdict(table)))
+
+
+def _run_recipe(
+    spec: JobSpec, rank: int, reporter: Reporter, events: "queue.SimpleQueue[Event]"
+) -> None:
+    try:
+        from launch.rank import run_rank
+
+        events.put(("result", run_rank(spec, spec.num_threads, reporter=reporter)))
+    except BaseException as error:  # told to the driver, which ends all ranks
+        events.put(("failure", asdict(describe(error, rank))))

@@ -1,0 +1,135 @@
+"""Jobs on Ray clusters of several nodes of this machine: the same answers, and one clear error."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.failure import FailureKind, JobFailedError
+from launch.job import JobSpec
+from launch.report import Table
+from launch.torchrun import run_job
+from tests.dist.tiny_checkpoint import write_checkpoint
+from tokenfabric.errors import TopologyError
+
+ray = pytest.importorskip("ray")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+from launch.ray import gang  # noqa: E402  # needs ray
+
+RECIPES = "tests.dist.launch_recipes"
+GONE_WITHIN_S = 20.0
+
+
+class Heard:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.pieces: list[str] = []
+        self.tables: list[Table] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def text(self, piece: str) -> None:
+        self.pieces.append(piece)
+
+    def table(self, table: Table) -> None:
+        self.tables.append(table)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[object]:
+    """Two nodes of two CPUs each, and a connection to them."""
+    made = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    made.add_node(num_cpus=2)
+    made.wait_for_nodes()
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def job(function: str, ranks: int, nodes: int, **args: object) -> JobSpec:
+    return JobSpec(
+        recipe=f"{RECIPES}:{function}", ranks=ranks, nodes=nodes, args=args, timeout_s=30.0
+    )
+
+
+def assert_nothing_left() -> None:
+    """Check that all resources are free again."""
+    until_s = time.monotonic() + GONE_WITHIN_S
+    while ray.available_resources().get("CPU") != 4.0:
+        assert time.monotonic() < until_s, ray.available_resources()
+        time.sleep(0.1)
+
+
+def test_ranks_stand_node_by_node(cluster: object) -> None:
+    spec = job("place", 4, 2, text="costs $$5")
+    assert gang.run_on_ray(spec, Heard()) == [0, 4, 1, "costs $$5"]
+    assert_nothing_left()
+
+
+def test_a_model_answers_on_ray_as_on_this_host(
+    cluster: object, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The same recipe by both launchers; rank 0 is heard while it runs."""
+    model = write_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    spec = JobSpec(
+        recipe="launch.recipes.generate:run", ranks=2, nodes=2, timeout_s=30.0,
+        args={"model": str(model), "prompt": "Hello", "max_new_tokens": 12, "dtype": "fp32"},
+    )  # fmt: skip
+    heard = Heard()
+    gang.run_on_ray(spec, heard)
+    run_job(JobSpec(recipe=spec.recipe, ranks=2, args=spec.args, timeout_s=30.0))
+    assert "".join(heard.pieces) == capfd.readouterr().out
+    assert len(heard.pieces) > 1
+    assert any("TP=2" in note for note in heard.notes)
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "line"),
+    [
+        ("defect", FailureKind.DEFECT, "rank 1 failed: ValueError: rank 1 cannot count"),
+        ("user", FailureKind.USER, "take fewer ranks"),
+        ("kill", FailureKind.DEFECT, "rank 1 failed: process ended: the process on node"),
+    ],
+)
+def test_the_first_failing_ranks_own_error_is_shown(
+    cluster: object, how: str, kind: FailureKind, line: str
+) -> None:
+    """The others lose it at the same moment; no process is left."""
+    with pytest.raises(JobFailedError) as raised:
+        gang.run_on_ray(job("fail_on_rank_one", 4, 2, how=how), Heard())
+    assert raised.value.failure.kind is kind
+    assert raised.value.failure.line.startswith(line)
+    assert_nothing_left()
+
+
+def test_a_shortage_is_said_before_anything_starts(cluster: object) -> None:
+    for ranks, nodes, says in ((6, 2, "3 CPU each"), (3, 3, "wanted 3 node")):
+        with pytest.raises(TopologyError, match=says):
+            gang.run_on_ray(job("place", ranks, nodes, text=""), Heard())
+    assert_nothing_left()
+
+
+def test_a_lost_node_ends_the_job(cluster: object, tmp_path: Path) -> None:
+    """A raylet killed in the middle takes its ranks with it; the others are ended."""
+    node = cluster.add_node(num_cpus=3)  # type: ignore[attr-defined]
+    cluster.wait_for_nodes()  # type: ignore[attr-defined]
+
+    class Kills(Heard):
+        def note(self, text: str) -> None:
+            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    with pytest.raises(JobFailedError, match="its node is gone"):
+        gang.run_on_ray(job("meet_for_ever", 3, 1, folder=str(tmp_path)), Kills())
+    cluster.remove_node(node)  # type: ignore[attr-defined]
+    assert_nothing_left()
