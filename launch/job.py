@@ -5,7 +5,7 @@ A `JobSpec` is plain data, so that any launcher (torchrun, a Ray gang) can carry
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenfabric.errors import ConfigError
 
@@ -71,6 +71,10 @@ class JobSpec:
                     f"args[{name!r}] must be plain data (str, int, float, bool, None or a list of "
                     f"them) to travel to another process, got {type(value).__name__}"
                 )
+
+    def with_args(self, **args: object) -> "JobSpec":
+        """Return the same job with more arguments."""
+        return replace(self, args={**self.args, **args})
 
     @property
     def ranks_per_node(self) -> int:

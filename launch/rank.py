@@ -39,6 +39,7 @@ def run_rank(
     num_threads: int | None,
     remark: str = "",
     reporter: Reporter | None = None,
+    recipe: Recipe | None = None,
 ) -> object:
     """Run a job's recipe as the rank that this process is. Collective over the job's ranks.
 
@@ -47,11 +48,13 @@ def run_rank(
         num_threads: compute threads of this rank; None leaves torch's setting.
         remark: what the user should know of how the ranks were started, told by rank 0.
         reporter: of this rank; default: the terminal for rank 0, silence for the others.
+        recipe: instead of the one that the job names.
 
     Raises:
         ConfigError: the recipe does not exist, or what the recipe itself refuses.
     """
-    recipe = load_recipe(spec)
+    if recipe is None:
+        recipe = load_recipe(spec)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     with tokenfabric.init(device=spec.device, timeout_s=spec.timeout_s) as world:

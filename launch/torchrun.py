@@ -118,7 +118,7 @@ def _run_until_done(spec: JobSpec) -> object:
 def _run_on_new_ranks(spec: JobSpec) -> object:
     placement = _choose_placement(spec)
     with (
-        _environment(
+        environment_of_children(
             rank_environment(placement.num_threads),
             dropped=_OPENMP_BINDING if placement.is_pinned else (),
         ),
@@ -168,7 +168,9 @@ def _number_of_threads(setting: str) -> int:
 
 
 @contextmanager
-def _environment(defaults: Mapping[str, str], dropped: Collection[str]) -> Iterator[None]:
+def environment_of_children(
+    defaults: Mapping[str, str], dropped: Collection[str] = ()
+) -> Iterator[None]:
     """For processes started meanwhile, set what the user has not set and drop what must not be."""
     before = dict(os.environ)
     added = {name: value for name, value in defaults.items() if name not in before}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher, require_ray
+from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher
 from launch.options import Model, Pin, Threads, TimeoutS
 
 
@@ -78,59 +78,38 @@ def train(
 ) -> None:
     """Fine-tune a model on text, at long context, over several processes."""
     check_launcher(launcher, address, nodes)
-    from launch.console import ConsoleReporter
-    from launch.job import JobSpec
-    from launch.models import prepare_model
-    from launch.report import SilentReporter
-    from launch.torchrun import choose_ranks, is_quiet_rank, run_job
+    from launch.train_job import train as train_job
     from launch.training.config import TrainConfig
-    from launch.training.documents import check_files
 
-    settings = {
-        "context": context,
-        "steps": steps,
-        "rows_per_step": dp if rows_per_step is None else rows_per_step,
-        "ring": ring,
-        "dp": dp,
-        "learning_rate": learning_rate,
-        "min_learning_rate": min_learning_rate,
-        "warmup_steps": warmup_steps,
-        "weight_decay": weight_decay,
-        "max_gradient_norm": max_gradient_norm,
-        "dtype": dtype.value,
-        "recompute_layers": recompute,
-        "seed": seed,
-        "eval_every": eval_every,
-        "eval_rows": eval_rows,
-        "checkpoint_every": checkpoint_every,
-        "keep_checkpoints": keep_checkpoints,
-    }
-    # Said at once, not when ranks have started and loaded.
-    config = TrainConfig(**settings)  # type: ignore[arg-type]
-    check_files([*data, *(eval_data or [])])
-    reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
-    spec = JobSpec(
-        recipe="launch.recipes.train:run",
-        ranks=choose_ranks(config.world_size),
+    train_job(
+        model=model,
+        data=data,
+        output=output,
+        config=TrainConfig(
+            context=context,
+            steps=steps,
+            rows_per_step=dp if rows_per_step is None else rows_per_step,
+            ring=ring,
+            dp=dp,
+            learning_rate=learning_rate,
+            min_learning_rate=min_learning_rate,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            max_gradient_norm=max_gradient_norm,
+            dtype=dtype.value,
+            recompute_layers=recompute,
+            seed=seed,
+            eval_every=eval_every,
+            eval_rows=eval_rows,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
+        ),
+        eval_data=eval_data or (),
+        launcher=launcher,
+        address=address,
         nodes=nodes,
-        args={
-            "model": str(prepare_model(model, reporter)),
-            # Ray's workers start in another folder.
-            "data": [str(Path(name).absolute()) for name in data],
-            "output": str(output.absolute()),
-            "eval_data": None if not eval_data else [str(Path(it).absolute()) for it in eval_data],
-            **settings,
-        },
-        timeout_s=timeout_s,
+        max_restarts=max_restarts,
         num_threads=threads,
         pin=pin,
-        max_restarts=max_restarts,
+        timeout_s=timeout_s,
     )
-    if launcher is Launcher.RAY:
-        require_ray()
-        from launch.ray.training import train_on_ray
-
-        train_on_ray(spec, address=address, folder=str(output.absolute()))
-    else:
-        run_job(spec)
-    reporter.note(f"the model is in {output / 'model'}")

@@ -1,7 +1,6 @@
 """The connection to a Ray cluster, and processes on its nodes."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.placement_group import PlacementGroup
 
 from launch.ray.assignment import NodeResources, check_room
+from launch.torchrun import environment_of_children
 from tokenfabric.errors import TopologyError
 
 _PLACED_WITHIN_S = 60.0
@@ -51,22 +51,18 @@ def _start_here() -> None:
     """Start a cluster that listens on the loopback interface alone, without a dashboard."""
     # Ray takes an address that other machines reach instead of 127.0.0.1, unless it thinks that it
     # runs where clusters are not supported; it has no other switch.
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            _node_ip_address="127.0.0.1",
-        )
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
-        if before[0] is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before[0]
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with environment_of_children({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",
+            )
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def node_resources() -> list[NodeResources]:

@@ -1,9 +1,9 @@
-"""A job's ranks as Ray actors: started together, ended together by the first failure."""
+"""Ranks as Ray actors: started together, ended together by the first failure."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -13,14 +13,24 @@ from launch.failure import Failure, FailureKind, JobFailedError, root_cause
 from launch.job import JobSpec
 from launch.ray.assignment import assign_ranks, first_bundle
 from launch.ray.cluster import bundles, connected
-from launch.ray.rank_actor import RankActor
+from launch.ray.rank_actor import Event, RankActor
 from launch.report import Reporter, Table
 from launch.torchrun import rank_environment
+from tokenfabric.env import RankInfo
 
 # After the first failure, how long the other ranks may take to tell a better one: the rank that
 # died says nothing itself, and who lost it may be heard first.
 _CAUSE_SEEN_S = 3.0
 _STARTED_WITHIN_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One actor and its place."""
+
+    actor: Any
+    info: RankInfo
+    node: str
 
 
 def run_on_ray(spec: JobSpec, reporter: Reporter, *, address: str | None = None) -> object:
@@ -35,36 +45,33 @@ def run_on_ray(spec: JobSpec, reporter: Reporter, *, address: str | None = None)
         TopologyError: no cluster answers, or it has no room; said before anything is started.
         JobFailedError: with the first failing rank's own error; no actor is left.
     """
-    with connected(address), _actors(spec) as gang:
-        return _follow(gang, reporter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Gang:
-    """Actors that run already: what each of them says, by rank."""
-
-    streams: dict[int, Any]
-    nodes: dict[int, str]
+    with connected(address), started_ranks(spec) as ranks:
+        events = follow(ranks, lambda rank: rank.actor.run, spec, with_info=True)
+        return report_all(events, reporter)
 
 
 @contextmanager
-def _actors(spec: JobSpec) -> Iterator[_Gang]:
-    """Start the ranks; kill those that are left in the end."""
+def started_ranks(spec: JobSpec) -> Iterator[list[Rank]]:
+    """Start a job's actors, in order of rank; kill those that are left in the end.
+
+    Raises:
+        TopologyError: the cluster has no room; said before anything is started.
+        JobFailedError: the first of them did not start.
+    """
     threads = spec.num_threads or 1
     bundle = {"CPU": float(spec.ranks_per_node * threads)}
+    environment = {**rank_environment(threads), **spec.environment}
     with bundles(bundle, spec.nodes) as (group, node_names):
         actor_class = ray.remote(RankActor)
-        environment = {**rank_environment(threads), **spec.environment}
         actors: dict[tuple[int, int], Any] = {}
         try:
             for index in range(spec.nodes):
+                placed = PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=index
+                )
                 for local in range(spec.ranks_per_node):
                     actors[index, local] = actor_class.options(
-                        num_cpus=threads,
-                        max_concurrency=1,
-                        scheduling_strategy=PlacementGroupSchedulingStrategy(
-                            placement_group=group, placement_group_bundle_index=index
-                        ),
+                        num_cpus=threads, scheduling_strategy=placed
                     ).remote(environment)
             first = first_bundle(node_names)
             host = node_names[first].partition("/")[0]
@@ -72,85 +79,95 @@ def _actors(spec: JobSpec) -> Iterator[_Gang]:
             infos = assign_ranks(
                 node_names, spec.ranks_per_node, master_addr=host, master_port=port
             )
-            streams = {
-                infos[index][local].rank: actor.run.options(num_returns="streaming").remote(
-                    spec, infos[index][local]
-                )
+            ranks = [
+                Rank(actor, infos[index][local], node_names[index])
                 for (index, local), actor in actors.items()
-            }
-            nodes = {infos[index][local].rank: node_names[index] for index, local in actors}
-            yield _Gang(dict(sorted(streams.items())), nodes)
+            ]
+            yield sorted(ranks, key=lambda rank: rank.info.rank)
         finally:
             for actor in actors.values():
                 ray.kill(actor)
+
+
+def follow(
+    ranks: list[Rank],
+    method: Callable[[Rank], Any],
+    argument: object,
+    *,
+    with_info: bool = False,
+) -> Iterator[Event]:
+    """Call a streaming method of all ranks; yield what rank 0 says until all are done.
+
+    Raises:
+        JobFailedError: the cause of the first failure.
+    """
+    running = {
+        rank.info.rank: method(rank)
+        .options(num_returns="streaming")
+        .remote(argument, *((rank.info,) if with_info else ()))
+        for rank in ranks
+    }
+    failures: list[Failure] = []
+    deadline_s: float | None = None
+    while running and not any(it.kind is not FailureKind.CONSEQUENCE for it in failures):
+        timeout_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        ready, _ = ray.wait(list(running.values()), num_returns=1, timeout=timeout_s)
+        if not ready:
+            break
+        number = next(number for number, stream in running.items() if stream == ready[0])
+        kind, value = _next_event(running[number], ranks[number])
+        if kind in ("result", "failure"):
+            del running[number]
+        if kind == "failure":
+            failures.append(Failure(**{**value, "kind": FailureKind(value["kind"])}))
+            deadline_s = deadline_s or time.monotonic() + _CAUSE_SEEN_S
+        elif number == 0:
+            yield kind, value
+    if failures:
+        raise JobFailedError(root_cause(failures))
+
+
+def report_all(events: Iterator[Event], reporter: Reporter) -> object:
+    """Pass on what a recipe says; return its result."""
+    result: object = None
+    for kind, value in events:
+        if kind == "result":
+            result = value
+        else:
+            report_event(kind, value, reporter)
+    return result
+
+
+def report_event(kind: str, value: Any, reporter: Reporter) -> None:
+    """Pass on one thing that a recipe says."""
+    if kind == "note":
+        reporter.note(value)
+    elif kind == "text":
+        reporter.text(value)
+    else:
+        assert kind == "table", kind
+        reporter.table(Table(**value))
 
 
 def _started(reference: Any, host: str) -> int:
     try:
         return int(ray.get(reference, timeout=_STARTED_WITHIN_S))
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-        raise JobFailedError(
-            Failure(
-                kind=FailureKind.DEFECT,
-                rank=0,
-                error=type(error).__name__,
-                message=f"the process on {host} did not start",
-                details=str(error),
-            )
-        ) from None
+        message = f"the process on {host} did not start"
+        raise JobFailedError(_died(0, type(error).__name__, message, error)) from None
 
 
-def _follow(gang: _Gang, reporter: Reporter) -> object:
-    """Pass on what rank 0 says until all are done; raise the cause of the first failure."""
-    running = dict(gang.streams)
-    failures: list[Failure] = []
-    deadline_s: float | None = None
-    result: object = None
-    while running:
-        timeout_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        ready, _ = ray.wait(list(running.values()), num_returns=1, timeout=timeout_s)
-        if not ready:
-            break
-        rank = next(rank for rank, stream in running.items() if stream == ready[0])
-        kind, value = _next_event(running[rank], rank, gang.nodes[rank])
-        if kind == "note":
-            reporter.note(value)
-        elif kind == "text":
-            reporter.text(value)
-        elif kind == "table":
-            reporter.table(_table(value))
-        else:
-            del running[rank]
-            if kind == "failure":
-                failures.append(_failure(value))
-                if deadline_s is None:
-                    deadline_s = time.monotonic() + _CAUSE_SEEN_S
-            elif rank == 0:
-                result = value
-        if failures and any(it.kind is not FailureKind.CONSEQUENCE for it in failures):
-            break
-    if failures:
-        raise JobFailedError(root_cause(failures))
-    return result
-
-
-def _next_event(stream: Any, rank: int, node: str) -> tuple[str, Any]:
+def _next_event(stream: Any, rank: Rank) -> Event:
     try:
         kind, value = ray.get(next(stream))
     except ray.exceptions.RayActorError as error:
-        return "failure", {
-            "kind": FailureKind.DEFECT.value,
-            "rank": rank,
-            "error": "process ended",
-            "message": f"the process on node {node} was killed, or its node is gone",
-            "details": str(error),
-        }
+        message = f"the process on node {rank.node} was killed, or its node is gone"
+        failure = _died(rank.info.rank, "process ended", message, error)
+        return "failure", asdict(failure)
     return kind, value
 
 
-def _failure(fields: Mapping[str, Any]) -> Failure:
-    return Failure(**{**fields, "kind": FailureKind(fields["kind"])})
-
-
-def _table(fields: Mapping[str, Any]) -> Table:
-    return Table(**fields)
+def _died(rank: int, error: str, message: str, cause: Exception) -> Failure:
+    return Failure(
+        kind=FailureKind.DEFECT, rank=rank, error=error, message=message, details=str(cause)
+    )

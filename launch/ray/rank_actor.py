@@ -4,18 +4,21 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.failure import describe
 from launch.job import JobSpec
 from launch.report import Reporter, SilentReporter, Table
 from tokenfabric.env import RankInfo
 
+if TYPE_CHECKING:
+    from tokenfabric.world import World
+
 Event = tuple[str, Any]
-"""("note" | "text", str), ("table", fields of Table), ("failure", fields of Failure), or
-("result", what the recipe returned)."""
+"""("note" | "text", str), ("table", fields of Table), ("item", part of a session's answer),
+("failure", fields of Failure), or ("result", what the recipe returned)."""
 
 
 class RankActor:
@@ -25,6 +28,8 @@ class RankActor:
         """Set variables that are read when modules are imported."""
         os.environ.update(environment)
         self._store: Any = None
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
 
     def listen(self, host: str, world_size: int) -> int:
         """Open the ranks' store on one interface of this node; return its port.
@@ -43,27 +48,46 @@ class RankActor:
 
     def run(self, spec: JobSpec, info: RankInfo) -> Iterator[Event]:
         """Run a job as a rank; yield what it says as it says it, and last its result or failure."""
-        os.environ.update(
-            RANK=str(info.rank),
-            WORLD_SIZE=str(info.world_size),
-            LOCAL_RANK=str(info.local_rank),
-            LOCAL_WORLD_SIZE=str(info.local_world_size),
-            MASTER_ADDR=info.master_addr,
-            MASTER_PORT=str(info.master_port),
-            # torch's: the store is there already, nobody opens another.
-            TORCHELASTIC_USE_AGENT_STORE="True",
-        )
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        reporter = _Sender(events) if info.rank == 0 else SilentReporter()
-        worker = threading.Thread(
-            target=_run_recipe, args=(spec, info.rank, reporter, events), daemon=True
-        )
-        worker.start()
+        _set_variables(info)
+        reporter = _Sender(self._events) if info.rank == 0 else SilentReporter()
+        self._start(_run_recipe, spec, info.rank, reporter, self._events)
+        yield from self._until_done()
+
+    def serve(self, spec: JobSpec, info: RankInfo) -> Iterator[Event]:
+        """Open a job's session as a rank; it answers `ask` until the process ends."""
+        _set_variables(info)
+        reporter = _Sender(self._events) if info.rank == 0 else SilentReporter()
+        self._start(_run_session, spec, info.rank, reporter, self._requests, self._events)
+        yield from self._until_done()
+
+    def ask(self, request: Mapping[str, Any]) -> Iterator[Event]:
+        """Give the session a request; yield what it says, and last a result or failure."""
+        self._requests.put(request)
+        yield from self._until_done()
+
+    def _start(self, function: Callable[..., None], *args: object) -> None:
+        # Beside the actor's own thread, which passes on what is said meanwhile.
+        threading.Thread(target=function, args=args, daemon=True).start()
+
+    def _until_done(self) -> Iterator[Event]:
         while True:
-            event = events.get()
+            event = self._events.get()
             yield event
             if event[0] in ("result", "failure"):
                 return
+
+
+def _set_variables(info: RankInfo) -> None:
+    os.environ.update(
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.world_size),
+        LOCAL_RANK=str(info.local_rank),
+        LOCAL_WORLD_SIZE=str(info.local_world_size),
+        MASTER_ADDR=info.master_addr,
+        MASTER_PORT=str(info.master_port),
+        # torch's: the store is there already, nobody opens another.
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
 
 
 class _Sender:
@@ -89,5 +113,31 @@ def _run_recipe(
         from launch.rank import run_rank
 
         events.put(("result", run_rank(spec, spec.num_threads, reporter=reporter)))
+    except BaseException as error:  # told to the driver, which ends all ranks
+        events.put(("failure", asdict(describe(error, rank))))
+
+
+def _run_session(
+    spec: JobSpec,
+    rank: int,
+    reporter: Reporter,
+    requests: "queue.SimpleQueue[Mapping[str, Any]]",
+    events: "queue.SimpleQueue[Event]",
+) -> None:
+    """Run a recipe that returns a session in its world, and then answer for ever."""
+
+    def answers(world: "World", reporter: Reporter, **args: Any) -> None:
+        session = load_recipe(spec)(world, reporter, **args)
+        assert callable(session), "a session is a function of requests"
+        while True:
+            events.put(("result", None))
+            for item in session(**requests.get()):
+                if rank == 0:
+                    events.put(("item", item))
+
+    try:
+        from launch.rank import load_recipe, run_rank
+
+        run_rank(spec, spec.num_threads, reporter=reporter, recipe=answers)
     except BaseException as error:  # told to the driver, which ends all ranks
         events.put(("failure", asdict(describe(error, rank))))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import launch
 from launch.failure import FailureKind, JobFailedError
 from launch.job import JobSpec
 from launch.report import Table
 from launch.torchrun import run_job
 from tests.dist.tiny_checkpoint import write_checkpoint
-from tokenfabric.errors import TopologyError
+from tokenfabric.errors import ConfigError, TopologyError
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -91,6 +92,27 @@ def test_a_model_answers_on_ray_as_on_this_host(
     assert "".join(heard.pieces) == capfd.readouterr().out
     assert len(heard.pieces) > 1
     assert any("TP=2" in note for note in heard.notes)
+    assert_nothing_left()
+
+
+def test_a_gang_keeps_its_model_and_answers_in_batches(
+    cluster: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Prompts of different lengths in one batch answer as alone; errors end the gang, once."""
+    model = str(write_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
+    prompts = ["Hello", "a much longer prompt than the other ones", "?"]
+    how = {"max_new_tokens": 8}
+    with launch.RayGang(model, ranks=2, nodes=2, dtype="fp32", chat=False) as gang_:
+        together = {it.index: it.text for it in gang_.generate(prompts, batch_size=2, **how)}
+        alone = [it.text for it in gang_.generate(prompts[:1], **how)]
+        assert list(together) == [0, 1, 2]
+        assert alone == [together[0]]
+        with pytest.raises(ConfigError, match="batch_size is 0"):
+            gang_.generate(prompts, batch_size=0)
+        with pytest.raises(JobFailedError):
+            list(gang_.generate(prompts, temperature=-1.0))
+        with pytest.raises(ConfigError, match="the gang is not open"):
+            gang_.generate(prompts)
     assert_nothing_left()
 
 

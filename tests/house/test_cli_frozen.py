@@ -8,8 +8,12 @@ OPTIONS = {
     "demo": "--dtype --max-new-tokens --model --no-pin --pin --prompt --ranks --seconds --threads "
     "--timeout-s",
     "doctor": "--json",
-    "generate": "--chat --dtype --max-new-tokens --model --no-chat --no-pin --pin --prompt "
-    "--ranks --ring --seed --temperature --threads --timeout-s --top-p",
+    "generate": "--address --chat --dtype --launcher --max-new-tokens --model --no-chat --no-pin "
+    "--nodes --pin --prompt --ranks --ring --seed --temperature --threads --timeout-s --top-p",
+    "train": "--address --checkpoint-every --context --data --dp --dtype --eval-data --eval-every "
+    "--eval-rows --keep-checkpoints --launcher --learning-rate --max-gradient-norm --max-restarts "
+    "--min-learning-rate --model --no-pin --no-recompute --nodes --output --pin --recompute --ring "
+    "--rows-per-step --seed --steps --threads --timeout-s --warmup-steps --weight-decay",
     "verify": "--attention --causal --dtype --head-dim --heads --kv-heads --max-new-tokens --model "
     "--no-causal --no-pin --partition --pin --ranks --ring --softcap --strategy --threads "
     "--timeout-s --tokens --window",
