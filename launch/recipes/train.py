@@ -120,9 +120,7 @@ class _Run:
         config = self._config
         first = 0 if state is None else state.step
         tokens_seen = 0 if state is None else state.tokens_seen
-        metrics = (
-            MetricsFile(folder / "metrics.jsonl", first) if self._mesh.world.rank == 0 else None
-        )
+        metrics = MetricsFile(folder, first) if self._mesh.world.rank == 0 else None
         last_loss, tokens, seconds = float("nan"), 0, 0.0
         for step in range(first, config.steps):
             result = self._trainer.step(step, self._stream.take(config.rows_per_step))

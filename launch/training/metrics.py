@@ -5,13 +5,15 @@ from pathlib import Path
 
 from launch.training.trainer import StepResult
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsFile:
     """metrics.jsonl, written by one rank."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
         """Keep what an earlier part of the run wrote of the steps before `first_step`."""
-        self._path = path
+        self._path = path = folder / METRICS
         kept = path.read_text().splitlines() if path.exists() else []
         # The last line may have been cut off with its writer.
         before = [line for line in kept if line.endswith("}") and _step(line) < first_step]
