@@ -5,14 +5,14 @@ What goes between hosts is in hierarchical.py.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
-from tokenweave.native_call import NATIVE_DTYPE, NATIVE_OUTPUT, address
+from tokenweave.native_call import NATIVE_DTYPE, PreparedReduction, address
 from tokenweave.plan import plan_reduction
 
 if TYPE_CHECKING:
@@ -40,30 +40,20 @@ class UnroundedReduceScatter:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        self._run = native.weave.PreparedReduction(
-            world.row_kernels,
+        self._reduction = PreparedReduction(
+            world,
+            # The sums are read at once: by this rank, or by what sends them.
+            replace(plan, is_streaming=False),
             native.weave.OP_REDUCE_SCATTER,
-            rows,
-            hidden,
-            NATIVE_DTYPE[dtype],
-            NATIVE_DTYPE[dtype],
-            NATIVE_DTYPE[torch.float32],
-            residual_is_sharded=False,
-            algorithm=native.weave.TWO_SHOT,
-            output=NATIVE_OUTPUT[plan.output],
-            block_rows=plan.block_rows,
-            is_streaming=False,
-            residual_dtype=NATIVE_DTYPE[torch.float32],
-            norm=native.weave.RMS_NORM,
-            numerics=native.weave.FUSED,
-            quantized_format=native.weave.NOT_QUANTIZED,
-            group_elements=0,
-            scale=0.0,
-        ).run
+            num_tokens=rows,
+            hidden=hidden,
+            dtype=dtype,
+            out_dtype=torch.float32,
+        )
 
     def __call__(self, world: "World", x_address: int, out_address: int) -> None:
         """Add the ranks' rows at `x_address` in rank order; out: [own rows, hidden] fp32."""
-        self._run(world.host_comm, x_address, 0, 0, 0, 0, out_address, 0, 0.0, 0.0)
+        self._reduction.sum_only(world.host_comm, x_address, out_address)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -118,6 +118,12 @@ class PreparedReduction:
             weight_offset,
         )
 
+    def sum_only(
+        self, comm: "native.fabric.Communicator", x_address: int, out_address: int
+    ) -> None:
+        """Reduce on `comm`, such as that of one host of a world, without residual and norm."""
+        self._run(comm, x_address, 0, 0, 0, 0, out_address, 0, 0.0, 0.0)
+
     def quantized(
         self,
         world: "World",

@@ -1,6 +1,7 @@
 // Rows to 8-bit codes: every body the same, against the definition of the formats.
 #include "row_values.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -43,6 +44,11 @@ Codes quantize(const RowKernels& body,
     }
     result.codes.resize(hidden);
     return result;
+}
+
+// A NaN is equal to nothing, its bits are.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return encode(a, kF32) == encode(b, kF32);
 }
 
 // The value of a code 0..0x7e: 1.mmm * 2^(e - 7), or 0.mmm * 2^-6.
@@ -114,14 +120,75 @@ void bodies_agree() {
                         for (const RowKernels* body : weave::usable_row_kernels()) {
                             const Codes found = quantize(*body, row, type, format, group, 0.013f);
                             EXPECT(found.codes == scalar.codes);
-                            EXPECT(std::memcmp(found.scales.data(),
-                                               scalar.scales.data(),
-                                               4 * scalar.scales.size()) == 0);
+                            EXPECT(same_bits(found.scales, scalar.scales));
                         }
                     }
                 }
             }
         }
+    }
+}
+
+Bytes bf16_row(const std::vector<uint16_t>& bits) {
+    Bytes row(2 * bits.size());
+    std::memcpy(row.data(), bits.data(), row.size());
+    return row;
+}
+
+void expect_the_scalar_codes(const Bytes& row, int64_t group, float scale) {
+    const Codes scalar = quantize(weave::row_kernels_scalar(), row, kBf16, kFp8, group, scale);
+    for (const RowKernels* body : weave::usable_row_kernels()) {
+        const Codes found = quantize(*body, row, kBf16, kFp8, group, scale);
+        EXPECT(found.codes == scalar.codes);
+        EXPECT(same_bits(found.scales, scalar.scales));
+    }
+}
+
+// Every bf16, under static scales of every mantissa and next to the ends of what is looked up, and
+// under the scale of every largest mantissa: ties, denormal codes and saturation are among them.
+void every_bf16_is_rounded_as_the_scalar_body_does() {
+    std::vector<uint16_t> all(1 << 16);
+    for (size_t i = 0; i < all.size(); ++i) {
+        all[i] = static_cast<uint16_t>(i);
+    }
+    const Bytes every = bf16_row(all);
+    std::vector<float> scales = {
+        0x1p-126f, 0x1.8p-64f, 0x1p-63f, 0x1p63f, 0x1.fffffep63f, 0x1p126f};
+    for (int mantissa = 0; mantissa < 128; ++mantissa) {
+        scales.push_back(std::ldexp(static_cast<float>(128 + mantissa), mantissa % 40 - 30));
+        scales.push_back(scales.back() / 448.0f);
+    }
+    for (const float scale : scales) {
+        expect_the_scalar_codes(every, 0, scale);
+    }
+    for (uint16_t mantissa = 0; mantissa < 128; ++mantissa) {
+        for (const int exponent : {60, 64, 120, 189, 190}) {
+            const auto largest = static_cast<uint16_t>(exponent << 7 | mantissa);
+            std::vector<uint16_t> row;
+            for (int i = 0; i < 18 * 128 && i <= largest; ++i) {
+                const uint16_t sign = i % 3 == 0 ? 0x8000 : 0;
+                row.push_back(static_cast<uint16_t>((largest - i) | sign));
+            }
+            expect_the_scalar_codes(bf16_row(row), 32 * 128, 0.0f);
+        }
+    }
+}
+
+// Groups with a largest of their own, whose other elements are anywhere below it.
+void groups_of_any_largest_agree() {
+    std::mt19937 random(5);
+    for (int round = 0; round < 40; ++round) {
+        std::vector<uint16_t> row(128 * 128 + round);
+        for (size_t start = 0; start < row.size(); start += 128) {
+            const uint32_t largest = random() % 0x7f81;
+            for (size_t i = start; i < std::min(start + 128, row.size()); ++i) {
+                const uint32_t octaves = random() % 2 == 0 ? 2 : 20;
+                const uint32_t below = random() % (octaves * 128);
+                const uint32_t magnitude = below > largest ? 0 : largest - below;
+                row[i] = static_cast<uint16_t>(magnitude | (random() & 0x8000));
+            }
+        }
+        expect_the_scalar_codes(bf16_row(row), 128, 0.0f);
     }
 }
 
@@ -156,6 +223,8 @@ int main() {
     every_rounding_to_e4m3_is_exact();
     every_rounding_to_int8_is_exact();
     bodies_agree();
+    every_bf16_is_rounded_as_the_scalar_body_does();
+    groups_of_any_largest_agree();
     dynamic_scales_are_what_they_say();
     return token::testing::finish("quantize");
 }

@@ -24,7 +24,8 @@ std::vector<const RowKernels*> usable_row_kernels() {
 #if defined(TOKEN_HAVE_X86_BODIES)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        if (__builtin_cpu_supports("avx512bf16")) {
+        // Only Cooper Lake has the one without the other; it takes the body below.
+        if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) {
             usable.push_back(&row_kernels_avx512_bf16());
         }
         usable.push_back(&row_kernels_avx512());

@@ -8,7 +8,14 @@ from launch.doctor.requirements import NEEDED, torch_problem
 
 ROW_KERNELS = {
     "x86_64": {
-        "avx512_bf16": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+        "avx512_bf16": (
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl",
+            "avx512_bf16",
+            "avx512vbmi",
+        ),
         "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
         "avx2": ("avx2", "fma", "f16c"),
         "scalar": (),

@@ -20,6 +20,7 @@ CPU = Cpu(
     architecture="x86_64",
     features=(
         "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16",
+        "avx512vbmi",
     ),
     num_sockets=1,
     num_numa_nodes=1,

@@ -126,22 +126,21 @@ class RowQuantizer {
             encode<false>(0, args_.hidden, args_.scale);
             return;
         }
+        for_each_group([&](int64_t start, int64_t count, float* scale) {
+            *scale = scale_of(largest_magnitude(start, count));
+            encode_any(start, count, *scale);
+        });
+    }
+
+    // body(start, count, scale) for the elements that share a scale of their own.
+    template <class Body>
+    TOKEN_INLINE void for_each_group(const Body& body) const {
         float* scale = args_.scales;
         for (int64_t start = 0; start < args_.hidden; start += args_.group_elements, ++scale) {
             const int64_t left = args_.hidden - start;
-            const int64_t count = left < args_.group_elements ? left : args_.group_elements;
-            *scale = scale_of(largest_magnitude(start, count));
-            // A finite scale of their own keeps values finite and, but for rounding, in range.
-            if (*scale <= 0x1.fffffep127f) {
-                encode<true>(start, count, *scale);
-            } else {
-                encode<false>(start, count, *scale);
-            }
+            body(start, left < args_.group_elements ? left : args_.group_elements, scale);
         }
     }
-
-  private:
-    using Int = typename Vec::Int;
 
     // As bits of fp32, which order as the magnitudes do, with infinity and then NaN above all.
     uint32_t largest_magnitude(int64_t start, int64_t count) const {
@@ -176,6 +175,18 @@ class RowQuantizer {
         const float scale = largest / Format::kMax;
         return scale < 0x1p-126f ? 1.0f : scale;
     }
+
+    // A finite dynamic scale keeps values finite and, but for rounding, in range.
+    void encode_any(int64_t start, int64_t count, float scale) const {
+        if (args_.group_elements > 0 && scale <= 0x1.fffffep127f) {
+            encode<true>(start, count, scale);
+        } else {
+            encode<false>(start, count, scale);
+        }
+    }
+
+  private:
+    using Int = typename Vec::Int;
 
     template <bool is_bounded>
     void encode(int64_t start, int64_t count, float scale) const {
