@@ -12,6 +12,9 @@ from tokenfabric.errors import ConfigError
 
 _MAX_GRANULE = 64
 """Shares are multiples of 64 where balance allows: whole cache lines, and GEMM tiles, in bf16."""
+_EXPERT_GRANULE = 8
+"""Shares of an expert are multiples of 8 where every rank can have that: 16 bytes in bf16, which
+torch's grouped GEMM demands of rows."""
 _MAX_IMBALANCE = 1 / 16
 """How much larger than the mean a rank's share may become for the sake of its alignment."""
 
@@ -38,7 +41,10 @@ class ModelDimensions:
     num_query_heads: int
     num_kv_heads: int
     intermediate_size: int
+    """Of an MLP; with experts, of the layers that have none."""
     vocab_size: int
+    expert_intermediate_size: int | None = None
+    """Of one expert; None without experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,14 +61,21 @@ class ShardPlan:
     """Every column of the MLP's intermediate activation on exactly one rank, in order."""
     vocab_rows: tuple[Span, ...]
     """Every row of the embedding and of the LM head on exactly one rank, in order."""
+    expert_columns: tuple[Span, ...] = ()
+    """Every column of an expert's intermediate activation on exactly one rank, in order; the same
+    for all experts, so that every rank works on every token. Empty without experts."""
 
     def of_rank(self, rank: int) -> str:
         """Return one line that says what `rank` holds."""
-        return (
-            f"rank {rank}: query heads {_text(self.query_heads[rank])}, "
-            f"KV heads {_text(self.kv_heads[rank])}, MLP columns {_text(self.mlp_columns[rank])}, "
-            f"vocabulary rows {_text(self.vocab_rows[rank])}"
-        )
+        held = {
+            "query heads": self.query_heads,
+            "KV heads": self.kv_heads,
+            "MLP columns": self.mlp_columns,
+            "expert columns": self.expert_columns,
+            "vocabulary rows": self.vocab_rows,
+        }
+        parts = [f"{what} {_text(spans[rank])}" for what, spans in held.items() if spans]
+        return f"rank {rank}: {', '.join(parts)}"
 
     def explain(self) -> str:
         """Return one line per rank, for people."""
@@ -79,21 +92,29 @@ def plan_shards(dimensions: ModelDimensions, num_ranks: int) -> ShardPlan:
 
     Raises:
         ConfigError: a dimension is not positive or the heads form no whole groups, or there are
-            more ranks than query heads, MLP columns or vocabulary rows.
+            more ranks than query heads, MLP or expert columns, or vocabulary rows.
     """
     query_heads, kv_heads = _plan_heads(
         dimensions.num_query_heads, dimensions.num_kv_heads, num_ranks
     )
+    expert_size = dimensions.expert_intermediate_size
     return ShardPlan(
         num_ranks=num_ranks,
         query_heads=query_heads,
         kv_heads=kv_heads,
         mlp_columns=plan_even(dimensions.intermediate_size, num_ranks, what="MLP columns"),
         vocab_rows=plan_even(dimensions.vocab_size, num_ranks, what="vocabulary rows"),
+        expert_columns=()
+        if expert_size is None
+        else plan_even(
+            expert_size, num_ranks, what="expert columns", least_granule=_EXPERT_GRANULE
+        ),
     )
 
 
-def plan_even(num_items: int, num_ranks: int, *, what: str) -> tuple[Span, ...]:
+def plan_even(
+    num_items: int, num_ranks: int, *, what: str, least_granule: int = 1
+) -> tuple[Span, ...]:
     """Deal `num_items` in order, near-equally, in multiples of a power of two where that is fair.
 
     Example: 1536 columns on 5 ranks are 320 320 320 320 256 (granules of 64).
@@ -102,12 +123,14 @@ def plan_even(num_items: int, num_ranks: int, *, what: str) -> tuple[Span, ...]:
         num_items: how many there are.
         num_ranks: over how many ranks; every rank gets at least one item.
         what: what the items are, for the error.
+        least_granule: a power of two; shares are multiples of it, fair or not, if it divides the
+            items and leaves every rank some, or else of the largest smaller one that does.
 
     Raises:
         ConfigError: there are more ranks than items, or no rank.
     """
     _check_ranks(num_ranks, num_items, what)
-    granule = _fair_granule(num_items, num_ranks)
+    granule = _fair_granule(num_items, num_ranks, least_granule)
     spans = _spans(_deal(num_items // granule, num_ranks))
     return tuple(span.scaled(granule) for span in spans)
 
@@ -140,13 +163,15 @@ def _check_ranks(num_ranks: int, num_items: int, what: str) -> None:
         )
 
 
-def _fair_granule(num_items: int, num_ranks: int) -> int:
-    """Return the largest granule with which no share exceeds the mean by more than the limit."""
+def _fair_granule(num_items: int, num_ranks: int, least_granule: int) -> int:
+    """Return the largest granule with which no share exceeds the mean by more than the limit, or
+    the largest possible one of at most `least_granule` if that is more."""
     granule = _MAX_GRANULE
     while granule > 1:
         largest = -(-num_items // (granule * num_ranks)) * granule
         is_fair = largest * num_ranks <= num_items * (1 + _MAX_IMBALANCE)
-        if num_items % granule == 0 and num_items >= granule * num_ranks and is_fair:
+        is_possible = num_items % granule == 0 and num_items >= granule * num_ranks
+        if is_possible and (is_fair or granule <= least_granule):
             return granule
         granule //= 2
     return 1

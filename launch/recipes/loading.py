@@ -14,6 +14,7 @@ import torch
 import tokenweave
 from launch.report import Table
 from tokenfabric import World
+from tokenweave.integrations.adapter import adapter_for
 from tokenweave.integrations.checkpoint import Checkpoint
 from tokenweave.integrations.loader import import_model_code
 from tokenweave.integrations.unsharded import load_unsharded
@@ -71,7 +72,8 @@ def load_whole(directory: Path, dtype: torch.dtype) -> tuple[Any, LoadCost]:
     model, seconds, memory_bytes = _measured(lambda: load_unsharded(directory, dtype))
     used = model.state_dict().keys()
     with Checkpoint(directory) as checkpoint:
-        bytes_read = sum(checkpoint.num_bytes(name) for name in checkpoint.names if name in used)
+        stored = adapter_for(type(model)).stored(checkpoint)
+        bytes_read = sum(stored.num_bytes(name) for name in stored.names if name in used)
     return model, LoadCost(bytes_read=bytes_read, seconds=seconds, memory_bytes=memory_bytes)
 
 

@@ -1,30 +1,32 @@
-"""Tiny random models of the Llama family, their inputs, and what an unsharded model makes of them.
+"""Tiny random models of all families, their inputs, and what an unsharded model makes of them.
 
 Head counts, widths and vocabularies are odd on purpose: 2, 3 and 4 ranks divide none of them.
 """
 
-import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 PAD = 0
-_CLASSES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+_PREFIXES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
+    "gemma3": "Gemma3",
+    "phi3": "Phi3",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3Moe",
+    "arcee": "Arcee",
 }
+"""Of the families' classes in transformers, which imports those that are asked for."""
+_CONFIGS = {"gemma3": "Gemma3TextConfig"}
+"""Names of config classes that are not <prefix>Config."""
 _SIZES = {
     "hidden_size": 72,
     "intermediate_size": 101,
@@ -52,7 +54,8 @@ class ModelCase:
     """A model and the inputs it is compared on."""
 
     name: str
-    family: Literal["llama", "mistral", "qwen2"] = "llama"
+    family: str = "llama"
+    """A key of _PREFIXES."""
     config: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     batch: int = 3
@@ -68,12 +71,16 @@ class ModelCase:
 
     def model(self, seed: int = 0) -> PreTrainedModel:
         """Return the complete model, in eval mode; the same for the same seed."""
-        config_class, model_class = _CLASSES[self.family]
+        prefix = _PREFIXES[self.family]
+        config_class = getattr(transformers, _CONFIGS.get(self.family, f"{prefix}Config"))
+        model_class = getattr(transformers, f"{prefix}ForCausalLM")
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(config_class(**{**_SIZES, **self.config}))
+        # Gemma stores w of (1 + w).
+        norm_center = 0.0 if self.family.startswith("gemma") else 1.0
         for name, parameter in model.named_parameters():
             # Large enough that logits spread: a greedy choice is then no matter of rounding.
-            center = 1.0 if "norm" in name else 0.0
+            center = norm_center if "norm" in name else 0.0
             nn.init.normal_(parameter, mean=center, std=0.3)
         return model.to(self.dtype).eval()
 
@@ -132,25 +139,119 @@ CASES = [
 
 SMOLLM2_LIKE = CASES[0]
 
+_GEMMA = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_MIXTRAL = {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 40}
+_QWEN3_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "mlp_only_layers": [1],
+}
+# In bf16 two experts can change places by rounding alone, in the unsharded model too; with all of
+# them chosen, what is compared is the arithmetic.
+_ALL_EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 3, "intermediate_size": 64}
 
-class _Fp64Norm(nn.Module):
-    def __init__(self, norm: Any):
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
+FAMILY_CASES = [
+    SMOLLM2_LIKE,
+    CASES[8],
+    CASES[10],
+    ModelCase(
+        name="qwen3",
+        family="qwen3",
+        config={
+            "head_dim": 16,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+        },
+    ),
+    ModelCase(name="gemma2", family="gemma2", config={**_GEMMA, "final_logit_softcapping": 20.0}),
+    ModelCase(name="gemma3", family="gemma3", config={**_GEMMA, "final_logit_softcapping": 20.0}),
+    ModelCase(
+        name="phi3", family="phi3", config={"sliding_window": 4, "tie_word_embeddings": True}
+    ),
+    ModelCase(name="mixtral", family="mixtral", config=_MIXTRAL),
+    ModelCase(name="qwen3-moe", family="qwen3_moe", config={**_QWEN3_MOE, "norm_topk_prob": True}),
+]
+"""One of each family; several kinds of layers where a family has them."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-
-
-def in_fp64(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of `model` that computes in fp64 what transformers computes in fp32 at most."""
-    model = copy.deepcopy(model).double()
-    # Eager attention masks with the smallest fp64 number, which its fp32 softmax cannot hold.
-    model.set_attn_implementation("sdpa")
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            model.set_submodule(name, _Fp64Norm(module))
-    return model
+ALL_CASES = [
+    *CASES,
+    *FAMILY_CASES[3:],
+    ModelCase(
+        name="gemma3-long-bf16",
+        family="gemma3",
+        config=_GEMMA,
+        dtype=torch.bfloat16,
+        batch=2,
+        tokens=151,
+    ),
+    ModelCase(
+        name="gemma2-uncapped",
+        family="gemma2",
+        config={
+            **_GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+        },
+    ),
+    ModelCase(
+        name="phi3-partial-rotary-bf16",
+        family="phi3",
+        dtype=torch.bfloat16,
+        config={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+    ),
+    # The rotary tables change at the ninth position, which generate() reaches: it then fills the
+    # cache anew.
+    ModelCase(
+        name="phi3-longrope",
+        family="phi3",
+        batch=2,
+        tokens=6,
+        config={
+            "original_max_position_embeddings": 8,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.0, 2.0, 3.0, 4.0],
+            },
+        },
+    ),
+    ModelCase(name="mixtral-bf16", family="mixtral", dtype=torch.bfloat16, config=_ALL_EXPERTS),
+    ModelCase(
+        name="mixtral-eager-experts",
+        family="mixtral",
+        config={
+            **_MIXTRAL,
+            "intermediate_size": 37,
+            "sliding_window": 4,
+            "experts_implementation": "eager",
+        },
+        tokens=151,
+        batch=2,
+    ),
+    ModelCase(
+        name="qwen3-moe-unnormalized",
+        family="qwen3_moe",
+        config={**_QWEN3_MOE, "mlp_only_layers": [], "head_dim": 16, "attention_bias": True},
+    ),
+]
 
 
 def is_attended(inputs: dict[str, Tensor]) -> Tensor:

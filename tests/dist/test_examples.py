@@ -55,9 +55,9 @@ def test_block_computes_the_same_before_and_after(world_size: int) -> None:
 
 
 def test_examples_run_under_torchrun() -> None:
-    """Both commands end well and show the same numbers."""
+    """All commands end well and show the same numbers."""
     shown = {}
-    for name in ("before", "after"):
+    for name in ("before", "after", "styles"):
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         script = str(EXAMPLES / f"tensor_parallel_block_{name}.py")
         run = subprocess.run(
@@ -67,3 +67,4 @@ def test_examples_run_under_torchrun() -> None:
         shown[name] = run.stdout
     assert shown["before"].startswith("last token: ")
     assert shown["after"] == shown["before"]
+    assert shown["styles"] == shown["before"]

@@ -11,7 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 import tokenweave
-from tests.dist.llama_models import PAD, SMOLLM2_LIKE
+from tests.dist.llama_models import FAMILY_CASES, PAD, SMOLLM2_LIKE, ModelCase
 from tokenfabric.errors import ConfigError, MismatchError
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
@@ -44,48 +44,60 @@ class StopsAt(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.num_calls <= 0)
 
 
-def _rank_modes(world: World) -> None:
-    case = SMOLLM2_LIKE
-    model = case.model()
+def modes_of(model: Any, case: ModelCase) -> dict[str, dict[str, Any]]:
+    """Return the arguments of generate() in every mode."""
     inputs = case.inputs()
     ids = inputs["input_ids"]
     with torch.no_grad():
         embeds = model.get_input_embeddings()(ids)
-    modes: dict[str, dict[str, Any]] = {
+    return {
         "greedy": {**inputs, **GREEDY},
         "static cache": {**inputs, **GREEDY, "cache_implementation": "static"},
-        "without cache": {**inputs, **GREEDY, "use_cache": False},
         "chunked prefill": {"input_ids": ids, **GREEDY, "prefill_chunk_size": 4},
+        "embeddings": {"inputs_embeds": embeds, **GREEDY},
+        "beams": {**inputs, **GREEDY, "num_beams": 3},
+        "without cache": {**inputs, **GREEDY, "use_cache": False},
         "chunked static prefill": {
             "input_ids": ids,
             **GREEDY,
             "prefill_chunk_size": 4,
             "cache_implementation": "static",
         },
-        "embeddings": {"inputs_embeds": embeds, **GREEDY},
-        "beams": {**inputs, **GREEDY, "num_beams": 3},
         "several beams returned": {**inputs, **GREEDY, "num_beams": 3, "num_return_sequences": 2},
         "penalty": {**inputs, **GREEDY, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
         "sampled": {**inputs, "max_new_tokens": 7, "do_sample": True, "top_k": 20},
         "sampled beams": {**inputs, "max_new_tokens": 5, "do_sample": True, "num_beams": 2},
     }
 
-    def generate_all() -> dict[str, Tensor]:
-        results = {}
-        for name, arguments in modes.items():
-            torch.manual_seed(3)
-            results[name] = model.generate(**arguments)
-        return results
 
-    expected = generate_all()
-    tokenweave.parallelize(model, world)
-    for name, tokens in generate_all().items():
-        assert torch.equal(tokens, expected[name]), name
+_NUM_MODES_OF_CACHES = 5
+"""The first modes: those in which caches, masks and positions differ."""
+
+
+def _rank_modes(world: World) -> None:
+    for case in FAMILY_CASES:
+        model = case.model()
+        num_modes = None if case is SMOLLM2_LIKE else _NUM_MODES_OF_CACHES
+        modes = dict(list(modes_of(model, case).items())[:num_modes])
+
+        def generate_all(
+            model: Any = model, modes: dict[str, dict[str, Any]] = modes
+        ) -> dict[str, Tensor]:
+            results = {}
+            for name, arguments in modes.items():
+                torch.manual_seed(3)
+                results[name] = model.generate(**arguments)
+            return results
+
+        expected = generate_all()
+        tokenweave.parallelize(model, world)
+        for name, tokens in generate_all().items():
+            assert torch.equal(tokens, expected[name]), f"{case}: {name}"
 
 
 def test_every_mode_gives_the_tokens_of_the_complete_model() -> None:
     """Greedy, sampled and beam search, with every kind of cache."""
-    run_ranks(_rank_modes, 2)
+    run_ranks(_rank_modes, 2, timeout_s=110)
 
 
 def _rank_sampled(world: World) -> tuple[list[int], list[int], list[int], bool]:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import tokenring
-from tests.dist.llama_models import in_fp64
+from tests.dist.exact_models import in_fp64
 from tests.dist.ring_models import CASES, tokens_of
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.testing.tolerance import assert_same_bits

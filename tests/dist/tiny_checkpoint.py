@@ -1,4 +1,4 @@
-"""A checkpoint directory of a tiny random Llama whose tokens are characters."""
+"""A checkpoint directory of a tiny random model whose tokens are characters."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,12 @@ _VOCABULARY = 131
 _CHAT = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
 
 
-def write_checkpoint(folder: Path, *, has_chat: bool = True) -> Path:
+_TINY = ModelCase(name="tiny", dtype=torch.float32)
+
+
+def write_checkpoint(folder: Path, *, has_chat: bool = True, case: ModelCase = _TINY) -> Path:
     """Save model and tokenizer; token i is the character i."""
-    ModelCase(name="tiny", dtype=torch.float32).model().save_pretrained(folder)
+    case.model().save_pretrained(folder)
     vocabulary = {chr(i): i for i in range(_VOCABULARY)}
     tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
     tokenizer.decoder = decoders.Fuse()

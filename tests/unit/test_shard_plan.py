@@ -141,6 +141,41 @@ def test_shares_are_aligned_where_that_is_fair(
     assert sizes(plan_even(num_items, num_ranks, what="columns")) == shares
 
 
+@pytest.mark.parametrize(
+    ("width", "num_ranks", "shares"),
+    [
+        (14336, 3, [4800, 4800, 4736]),
+        (768, 5, [160, 160, 160, 160, 128]),
+        (40, 3, [16, 16, 8]),  # 14 14 12 would be fairer
+        (24, 4, [8, 8, 4, 4]),  # not enough for 8 each
+        (37, 2, [19, 18]),
+    ],
+)
+def test_shares_of_experts_are_aligned(width: int, num_ranks: int, shares: list[int]) -> None:
+    """Multiples of 8 wherever every rank can have that; all experts are cut alike."""
+    dimensions = ModelDimensions(
+        num_query_heads=num_ranks, num_kv_heads=1, intermediate_size=num_ranks,
+        vocab_size=num_ranks, expert_intermediate_size=width,
+    )  # fmt: skip
+    plan = plan_shards(dimensions, num_ranks)
+    assert covers_once(plan.expert_columns, width)
+    assert sizes(plan.expert_columns) == shares
+    assert f"expert columns 0-{shares[0] - 1} ({shares[0]})" in plan.of_rank(0)
+
+
+@given(st.integers(1, 6), st.integers(1, 64), st.data())
+def test_a_least_granule_divides_all_shares(
+    log_granule: int, num_granules: int, data: st.DataObject
+) -> None:
+    """Where it divides the items and there is one for every rank."""
+    granule = 2**log_granule
+    num_ranks = data.draw(st.integers(1, num_granules))
+    num_items = granule * num_granules
+    spans = plan_even(num_items, num_ranks, what="items", least_granule=granule)
+    assert covers_once(spans, num_items)
+    assert all(size % granule == 0 and size > 0 for size in sizes(spans))
+
+
 def test_too_many_ranks_are_refused_with_value_and_limit() -> None:
     """The error says how many ranks there are and how many there may be."""
     smollm2 = MODELS["smollm2-135m"]

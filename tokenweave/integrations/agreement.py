@@ -56,6 +56,29 @@ def prepare_together(
     return result
 
 
+def agree_on_arithmetic(world: World, *, operation: str) -> None:
+    """Check that all ranks get the same bits from the same numbers. Collective.
+
+    A model that takes decisions on each rank, such as which experts a token goes to, needs that.
+
+    Args:
+        world: the ranks.
+        operation: name of the call, for the error.
+
+    Raises:
+        MismatchError: another torch, instruction set or number of threads on some rank (raised on
+            every rank).
+    """
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    own = f"torch {torch.__version__}, {instructions}, {threads} threads"
+    prepare_together(
+        world,
+        lambda: (own, fingerprint([("arithmetic", own)])),
+        operation=operation,
+        what=f"arithmetic (here {own}), by which ranks could choose different experts,",
+    )
+
+
 def fingerprint(values: Iterable[tuple[str, object]]) -> int:
     """Return a nonzero 64-bit hash of named values; a tensor counts with its shape and bytes."""
     digest = hashlib.blake2b(digest_size=8)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,35 @@ _DTYPES = {
     "BF16": torch.bfloat16,
 }
 """Of the tensors that a model's parameters can be; others (quantized ones) are refused."""
+
+
+class StoredTensors(Protocol):
+    """Tensors that a model's parameters can be read from, under the names of the parameters."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of all tensors."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor without reading it."""
+        ...
+
+    def num_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file; an unknown dtype counts as bytes."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor without reading it; ConfigError if no parameter has it."""
+        ...
+
+    def read(
+        self, name: str, shard: ParameterShard | None, rank: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return `rank`'s share of a tensor (all of it without a shard) in memory of its own."""
+        ...
 
 
 class Checkpoint:
@@ -95,11 +124,13 @@ class Checkpoint:
         self, name: str, shard: ParameterShard | None, rank: int, dtype: torch.dtype
     ) -> Tensor:
         """Return `rank`'s share of a tensor (all of it without a shard) in memory of its own."""
-        index = (slice(None),) if shard is None else shard.index(rank)
-        part: Tensor = self._slice(name)[index]
-        self.bytes_read += part.numel() * part.element_size()
+        indices = ((slice(None),),) if shard is None else shard.indices(rank)
+        stored = self._slice(name)
+        parts: list[Tensor] = [stored[index] for index in indices]
+        self.bytes_read += sum(part.numel() * part.element_size() for part in parts)
         # What safetensors returns may be a view into the mapped file.
-        return part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        own = [part.to(dtype, copy=True, memory_format=torch.contiguous_format) for part in parts]
+        return own[0] if shard is None or len(own) == 1 else torch.cat(own, dim=shard.dim)
 
     def _slice(self, name: str) -> Any:
         return self._file_of[name].get_slice(name)

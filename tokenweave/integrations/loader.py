@@ -11,9 +11,13 @@ from tokenfabric.errors import ConfigError
 from tokenfabric.log import rank_logger
 from tokenfabric.world import World
 from tokenweave.config import WeaveConfig
-from tokenweave.integrations.adapter import adapter_for
-from tokenweave.integrations.agreement import fingerprint, prepare_together
-from tokenweave.integrations.checkpoint import Checkpoint
+from tokenweave.integrations.adapter import ModelAdapter, adapter_for
+from tokenweave.integrations.agreement import (
+    agree_on_arithmetic,
+    fingerprint,
+    prepare_together,
+)
+from tokenweave.integrations.checkpoint import Checkpoint, StoredTensors
 from tokenweave.integrations.handle import LoadReport, Sharding
 from tokenweave.integrations.sharded_model import attach, identity, plan_sharding, shard_in_memory
 
@@ -29,6 +33,8 @@ def from_pretrained(
     world: World,
     config: WeaveConfig | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    adapter: ModelAdapter | None = None,
 ) -> "PreTrainedModel":
     """Load a causal language model over the ranks of `world`. Collective. Nothing is downloaded.
 
@@ -43,6 +49,7 @@ def from_pretrained(
         config: how to reduce; default WeaveConfig().
         dtype: of the parameters, float32 or bfloat16; default what the checkpoint says, float32 for
             a GGUF file.
+        adapter: knows the model's family; default: found by the model's class.
 
     Raises:
         ConfigError: there is no such checkpoint, or something about it is not supported.
@@ -52,16 +59,22 @@ def from_pretrained(
     location = Path(path).expanduser()
     if location.suffix == ".gguf":
         return shard_in_memory(
-            lambda: _load_gguf(location, dtype), world, config, operation="from_pretrained"
+            lambda: _load_gguf(location, dtype),
+            world,
+            config,
+            adapter=adapter,
+            operation="from_pretrained",
         )
 
     def prepare() -> "tuple[tuple[PreTrainedModel, Sharding, LoadReport], int]":
         directory = location if location.is_dir() else _cached_snapshot(str(path))
         model_config = _read_config(directory)
         with Checkpoint(directory) as checkpoint:
-            model = _empty_model(model_config, dtype or _stored_dtype(model_config, checkpoint))
-            sharding = plan_sharding(model, world, has_weights=False)
-            _read_share(model, sharding, checkpoint, world)
+            family = adapter or adapter_for(_model_class(model_config))
+            stored_dtype = dtype or _stored_dtype(model_config, checkpoint)
+            model = _empty_model(model_config, family, stored_dtype)
+            sharding = plan_sharding(model, world, family, has_weights=False)
+            _read_share(model, sharding, family.stored(checkpoint), world)
             report = LoadReport(
                 bytes_read=checkpoint.bytes_read, total_bytes=checkpoint.total_bytes
             )
@@ -69,11 +82,15 @@ def from_pretrained(
         replicated = [
             (name, p.data) for name, p in model.named_parameters() if not sharding.shards[name]
         ]
-        return (model, sharding, report), fingerprint([*identity(model, config), *replicated])
+        return (model, sharding, report), fingerprint(
+            [*identity(model, config, family), *replicated]
+        )
 
     model, sharding, report = prepare_together(
         world, prepare, operation="from_pretrained", what="checkpoint or config"
     )
+    if sharding.adapter.needs_equal_arithmetic:
+        agree_on_arithmetic(world, operation="from_pretrained")
     return attach(model, world, config, sharding, report)
 
 
@@ -122,16 +139,17 @@ def _stored_dtype(model_config: "PreTrainedConfig", checkpoint: Checkpoint) -> t
     return checkpoint.dtype(checkpoint.names[0])
 
 
-def _empty_model(model_config: "PreTrainedConfig", dtype: torch.dtype) -> "PreTrainedModel":
+def _empty_model(
+    model_config: "PreTrainedConfig", family: ModelAdapter, dtype: torch.dtype
+) -> "PreTrainedModel":
     """Return the model on the meta device, but for the buffers computed from its config."""
     from transformers import AutoModelForCausalLM
 
-    adapter_for(_model_class(model_config))
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
     for name, module in model.named_modules():
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            model.set_submodule(name, type(module)(config=model_config))
+            model.set_submodule(name, family.with_buffers(module, model_config))
     return model.eval()
 
 
@@ -145,7 +163,7 @@ def _model_class(model_config: "PreTrainedConfig") -> type:
 
 
 def _read_share(
-    model: "PreTrainedModel", sharding: Sharding, checkpoint: Checkpoint, world: World
+    model: "PreTrainedModel", sharding: Sharding, checkpoint: StoredTensors, world: World
 ) -> None:
     """Give every parameter of `model` this rank's share of it."""
     names_of: dict[nn.Parameter, list[str]] = {}
@@ -168,7 +186,7 @@ def _read_share(
 
 
 def _check_complete(
-    names_of: dict[nn.Parameter, list[str]], checkpoint: Checkpoint, world: World
+    names_of: dict[nn.Parameter, list[str]], checkpoint: StoredTensors, world: World
 ) -> None:
     for parameter, names in names_of.items():
         stored = [name for name in names if name in checkpoint]

@@ -6,7 +6,6 @@ another forward is here.
 
 import time
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.executor import CommunicationStats
 from tokenweave.reduction import Reduction
+from tokenweave.row_parallel import partial_sum
 from tokenweave.shard_plan import Span
 
 
@@ -36,13 +36,9 @@ class PartialLinear(nn.Module):
 
         The result may lie in shared memory for the next reduction to read: do not keep it.
         """
-        out_features, in_features = self.weight.shape
         num_tokens = x.shape[:-1].numel()
-        out = self._reduction.partial_sum_buffer(num_tokens, out_features, x.dtype)
-        if out is None:
-            return F.linear(x, self.weight)
-        torch.mm(x.reshape(num_tokens, in_features), self.weight.t(), out=out)
-        return out.view(*x.shape[:-1], out_features)
+        out = self._reduction.partial_sum_buffer(num_tokens, self.weight.shape[0], x.dtype)
+        return partial_sum(x, self.weight, out)
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tokenfabric.errors import ConfigError
+from tokenweave.integrations.fp64_reference import compute_in_fp64
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ def load_unsharded(directory: Path, dtype: torch.dtype) -> "PreTrainedModel":
         ConfigError: it cannot be read.
     """
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True
             )
@@ -57,8 +57,7 @@ def load_unsharded(directory: Path, dtype: torch.dtype) -> "PreTrainedModel":
 def load_reference(directory: Path, dtype: torch.dtype) -> "PreTrainedModel":
     """Return the whole model with weights rounded to `dtype`, computing in higher precision.
 
-    bf16 weights compute in fp32, fp32 weights in fp64. For fp64 the RMSNorms are replaced:
-    transformers' own go through fp32 in every precision.
+    bf16 weights compute in fp32, fp32 weights in fp64: see fp64_reference.py.
 
     Args:
         directory: with config.json and safetensors files.
@@ -67,17 +66,16 @@ def load_reference(directory: Path, dtype: torch.dtype) -> "PreTrainedModel":
     Raises:
         ConfigError: it cannot be read.
     """
-    wider = {torch.bfloat16: torch.float32, torch.float32: torch.float64}[dtype]
-    model = load_unsharded(directory, dtype).to(wider)
-    if wider == torch.float64:
-        for name, module in list(model.named_modules()):
-            if hasattr(module, "variance_epsilon"):
-                model.set_submodule(name, _WideRMSNorm(module))
+    model = load_unsharded(directory, dtype)
+    if dtype == torch.bfloat16:
+        return model.float()
+    compute_in_fp64(model)
     return model
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing bars on stderr: what a process does is said by its caller."""
     had_one = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -85,15 +83,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if had_one:
             transformers_logging.enable_progress_bar()
-
-
-class _WideRMSNorm(nn.Module):
-    """x * rsqrt(mean(x^2) + eps) * weight in the dtype of x."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.weight = norm.weight
-        self._eps: float = norm.variance_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._eps) * self.weight
