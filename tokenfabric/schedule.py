@@ -18,6 +18,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tokenfabric.kernel import Kernel
+
 
 class ScheduleError(ValueError):
     """A schedule that no executor could run: the planner that made it has a bug."""
@@ -28,7 +30,7 @@ class Stage:
     """One step on one resource."""
 
     resource: str
-    """What it occupies, for instance "rank 0 compute" or "link 0 to 1"."""
+    """What it occupies: "rank 0 compute", "rank 0 communication", "rank 0 to 1 clockwise"."""
     op: str
     """What is done, for people and traces."""
     num_bytes: int = 0
@@ -37,6 +39,8 @@ class Stage:
     """Floating-point operations done on the resource."""
     waits: tuple[int, ...] = ()
     """Indices of the stages that must have finished before this one starts."""
+    kernels: tuple[Kernel, ...] = ()
+    """What it launches, in order; where there are none, bytes and operations say how long it is."""
 
 
 @dataclass(frozen=True, slots=True)

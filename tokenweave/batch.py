@@ -1,0 +1,89 @@
+"""The sequences of one forward pass, and what attention over some of their tokens reads. Pure."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from tokenfabric.errors import ConfigError
+
+
+class Batch:
+    """The sequences of one forward pass, one after the other: new tokens, and cached ones before.
+
+    Immutable; two with the same sequences are equal.
+    """
+
+    def __init__(self, lengths: Sequence[int], past: Sequence[int] | int = 0) -> None:
+        """Take the new tokens of each sequence, and the length of its cache (or of all of them).
+
+        Raises:
+            ConfigError: a length is below 1, a cache's below 0, or the two do not match.
+        """
+        self.lengths = tuple(lengths)
+        self.past = (past,) * len(self.lengths) if isinstance(past, int) else tuple(past)
+        if len(self.past) != len(self.lengths):
+            raise ConfigError(
+                f"{len(self.lengths)} sequences have {len(self.past)} cache lengths: one each"
+            )
+        if min(self.lengths, default=1) < 1 or min(self.past, default=0) < 0:
+            raise ConfigError(
+                f"sequences of {min(self.lengths)} new and {min(self.past)} cached tokens: at "
+                "least 1 and 0 are needed"
+            )
+        self.starts = (0, *accumulate(self.lengths))
+        """First token of each sequence in the flattened batch, and the end."""
+        self.num_tokens = self.starts[-1]
+        self._hash = hash((self.lengths, self.past))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Batch)
+            and self._hash == other._hash
+            and (self.lengths, self.past) == (other.lengths, other.past)
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def at(self, token: int) -> tuple[int, int]:
+        """Return the first flattened token of a token's sequence, and what is cached before it."""
+        index = bisect_right(self.starts, token) - 1
+        return self.starts[index], self.past[index]
+
+    def is_start(self, token: int) -> bool:
+        """Return whether a flattened token is the first of its sequence."""
+        return self.at(token)[0] == token
+
+    def attention(self, start: int, stop: int, window: int | None) -> "AttentionWork":
+        """Return what the queries of flattened tokens [start, stop) see, themselves included."""
+        pairs = keys = longest = 0
+        index = bisect_right(self.starts, start) - 1
+        while index < len(self.lengths) and self.starts[index] < stop:
+            first = max(start, self.starts[index]) - self.starts[index] + self.past[index]
+            end = min(stop, self.starts[index + 1]) - self.starts[index] + self.past[index]
+            seen = _seen(end, window) - _seen(first, window)
+            width = end if window is None else min(end, window + end - first)
+            pairs, keys = pairs + seen, keys + width
+            longest = max(longest, end if window is None else min(end, window))
+            index += 1
+        return AttentionWork(pairs=pairs, keys=keys, longest=longest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionWork:
+    """What attention over a range of tokens reads."""
+
+    pairs: int
+    """Of a query and a key that it sees."""
+    keys: int
+    """Distinct keys, of all sequences."""
+    longest: int
+    """Keys that the last query sees, of the sequence where it is most."""
+
+
+def _seen(tokens: int, window: int | None) -> int:
+    """Return the pairs of the first `tokens` tokens of a sequence."""
+    if window is None or tokens <= window:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window

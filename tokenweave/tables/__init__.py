@@ -1,0 +1,1 @@
+"""Tables of devices and models as JSON, read by device_tables.py."""
