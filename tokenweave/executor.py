@@ -1,46 +1,28 @@
-"""The one scheduler of a tensor-parallel forward pass: it owns every reduction.
+"""The one scheduler of a tensor-parallel forward pass: it owns every reduction and walks the plan.
 
 Blocks compute partial sums and know nothing of communication. What a block is made of is in
-integrations/, how a reduction is done in reduction.py.
+integrations/, what a model is made of in model_stages.py, how a reduction is done in reduction.py,
+where stages run in stage_runner.py; the state of one pass is in forward_pass.py.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from tokenweave.reduction import Norm, Reduction
+from tokenfabric.errors import CommError
+from tokenweave.forward_pass import ForwardPass
+from tokenweave.halves import HalfInputs
+from tokenweave.model_stages import PartialBlock, Stage
+from tokenweave.pass_record import PassRecord, Recording
+from tokenweave.reduction_protocol import Norm, Reduction
+from tokenweave.split_plan import SplitPlan
+from tokenweave.stage_runner import InOrder, StageRunner
 
-InputsT_contra = TypeVar("InputsT_contra", contravariant=True)
 InputsT = TypeVar("InputsT")
 
-
-class PartialBlock(Protocol[InputsT_contra]):
-    """This rank's share of a block (attention or MLP) of a model."""
-
-    def __call__(self, normed: Tensor, inputs: InputsT_contra) -> Tensor:
-        """Return this rank's partial sum, [batch, tokens, hidden], without the block's bias.
-
-        Args:
-            normed: [batch, tokens, hidden], the same on all ranks; must not be kept.
-            inputs: what else the blocks of this forward pass read (masks, positions, cache).
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Stage(Generic[InputsT]):
-    """A block and the reduction after it."""
-
-    block: PartialBlock[InputsT]
-    bias: Tensor | None
-    """[hidden], complete on every rank; added once, inside the reduction."""
-    norm: Norm
-    """The norm in front of the next block, or the model's last one."""
-    ends_layer: bool
-    """The residual after it is a hidden state of the model."""
+__all__ = ["CommunicationStats", "Executor", "PartialBlock", "Stage"]
 
 
 @dataclass(slots=True)
@@ -54,9 +36,13 @@ class CommunicationStats:
     reduction_log_s: list[float] | None = None
     """While it is a list, every reduction appends its seconds: what ranks spent in the *same*
     reduction can then be compared. The last rank to arrive waited for nobody."""
+    records: list[PassRecord] | None = None
+    """While it is a list, every forward pass appends when its stages ran."""
+    last_plan: SplitPlan | None = None
+    """Of the latest forward pass; `.explain()` says why it was split or not."""
 
     def reset(self) -> None:
-        """Start counting from zero. A log goes on as it is."""
+        """Start counting from zero. Logs go on as they are."""
         self.num_reductions = self.num_gathers = 0
         self.reduction_s = self.gather_s = 0.0
 
@@ -65,46 +51,83 @@ class Executor(Generic[InputsT]):
     """Walks the stages of a model. Calls are collective: same shapes and order on every rank."""
 
     def __init__(
-        self, entry_norm: Norm, stages: Sequence[Stage[InputsT]], reduction: Reduction
+        self,
+        entry_norm: Norm,
+        stages: Sequence[Stage[InputsT]],
+        reduction: Reduction,
+        runner: StageRunner | None = None,
     ) -> None:
-        """Take the norm in front of the first block, the stages in order, and the strategy."""
+        """Take a model.
+
+        Args:
+            entry_norm: the norm in front of the first block.
+            stages: in order.
+            reduction: the strategy.
+            runner: where the stages of a split pass run; default: the one of `reduction.passes`.
+        """
         self._entry_norm = entry_norm
         self._stages = tuple(stages)
-        self._reduction = reduction
+        self._in_order = InOrder()
+        self._split_runner = runner
+        self.reduction = reduction
         self.stats = CommunicationStats()
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the model, in all layers."""
+        return len(self._stages)
+
     def run(
-        self, x_partial: Tensor, inputs: InputsT, *, keep_hidden: bool = False
+        self,
+        x_partial: Tensor,
+        plan: SplitPlan,
+        halves: Sequence[HalfInputs[InputsT]],
+        *,
+        keep_hidden: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return (output of the last norm, hidden states).
+        """Return (output of the last norm, hidden states), each [batch, tokens, hidden].
+
+        Whatever ends it early on one rank breaks the world, so that the other ranks do not wait.
 
         Args:
             x_partial: [batch, tokens, hidden], this rank's partial sum of the embeddings.
-            inputs: handed to every block.
+            plan: of a pass with as many tokens and blocks; the same on every rank.
+            halves: what the blocks read, for each of `plan.halves`.
             keep_hidden: return the embeddings and the residual after each layer, else [].
         """
-        num_tokens, hidden = x_partial.shape[:-1].numel(), x_partial.shape[-1]
-        reduce_norm = self._reduction.prepare(
-            num_tokens, hidden, x_partial.dtype, keep_residuals=keep_hidden
+        assert plan.num_blocks == len(self._stages), "a plan for another model"
+        self.stats.last_plan = plan
+        runner: StageRunner = self._in_order
+        if plan.is_split:
+            runner = self._split_runner or self.reduction.passes.split_runner
+        forward = ForwardPass(
+            self._entry_norm,
+            self._stages,
+            plan,
+            halves,
+            x_partial,
+            self.reduction,
+            keep_hidden=keep_hidden,
         )
-        clock = time.perf_counter
+        # With reductions on another thread, what the next one will read is not known here.
+        self.reduction.passes.lends = runner.is_in_order
+        records = self.stats.records
+        recording = None if records is None else Recording(runner, plan)
+        try:
+            (recording or runner).run(plan.stages(), forward.perform)
+            result = forward.result()
+        except CommError:
+            raise  # the other ranks know
+        except BaseException:
+            self.reduction.passes.abort()
+            raise
+        self._count(forward.reduction_s)
+        if records is not None and recording is not None:
+            records.append(recording.record(self.reduction.passes.rank))
+        return result
 
-        start_s = clock()
-        normed, residual = reduce_norm(x_partial, None, self._entry_norm, None, None)
-        seconds = [clock() - start_s]
-        hidden_states = [residual] if keep_hidden else []
-
-        for stage in self._stages:
-            x_partial = stage.block(normed, inputs)
-            start_s = clock()
-            # The block has read `normed`, so the next one may take its memory.
-            normed, residual = reduce_norm(x_partial, residual, stage.norm, stage.bias, normed)
-            seconds.append(clock() - start_s)
-            if keep_hidden and stage.ends_layer:
-                hidden_states.append(residual)
-
+    def _count(self, seconds: list[float]) -> None:
         self.stats.num_reductions += len(seconds)
         self.stats.reduction_s += sum(seconds)
         if self.stats.reduction_log_s is not None:
             self.stats.reduction_log_s += seconds
-        return normed, hidden_states

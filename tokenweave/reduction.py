@@ -5,86 +5,33 @@ The fused operation itself is in ops.py.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.config import ReductionKind, WeaveConfig
-from tokenweave.plan import ResidualLayout, split_rows
-from tokenweave.prepare import cheapest_residual_layout, prepare_reduction
+from tokenweave.passes import Passes
+from tokenweave.plan import split_rows
+from tokenweave.prepare import Prepared, prepare_reduction
+from tokenweave.reduction_choice import choose_on_world
+from tokenweave.reduction_protocol import Norm, ReduceNorm, Reduction
+from tokenweave.split_plan import ReductionChoice
 
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """The RMSNorm after a reduction: s * rsqrt(mean(s^2) + eps) * (weight_offset + weight)."""
-
-    module: nn.Module
-    """Owner of `weight` [hidden]. Asked at every call, so a changed weight is never missed."""
-    eps: float
-    weight_offset: float = 0.0
-    """1.0 for models that store w of (1 + w)."""
-
-    @property
-    def weight(self) -> Tensor:
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
-
-
-class ReduceNorm(Protocol):
-    """One reduction of a forward pass; every rank calls it with the same shapes and order."""
-
-    def __call__(
-        self,
-        x_partial: Tensor,
-        residual: Tensor | None,
-        norm: Norm,
-        bias: Tensor | None,
-        out: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (normed, residual_new) of s = sum_r(x_partial_r) + bias + residual.
-
-        Args:
-            x_partial: [..., hidden]; may be overwritten.
-            residual: what the previous call returned, or None before the first; may be overwritten
-                unless the residuals are kept.
-            norm: the norm of the block that reads the result.
-            bias: [hidden], added once.
-            out: [..., hidden] private memory that `normed` may be written to; None: new memory.
-        """
-        ...
-
-
-class Reduction(Protocol):
-    """The communication of a tensor-parallel model."""
-
-    def prepare(
-        self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
-    ) -> ReduceNorm:
-        """Return the reduction for every step of one forward pass over `num_tokens` tokens.
-
-        Args:
-            num_tokens: rows of the partial sums.
-            hidden: columns of the partial sums.
-            dtype: of the partial sums and the residual.
-            keep_residuals: each returned residual is complete and is not overwritten later.
-        """
-        ...
-
-    def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
-        """Return where the next partial sum is best written, [num_tokens, hidden], if anywhere."""
-        ...
-
-    def gather_columns(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """Return the ranks' columns `x` [..., sizes[rank]] side by side, [..., sum(sizes)]."""
-        ...
+__all__ = [
+    "FusedReduction",
+    "GlooReduction",
+    "NoReduction",
+    "Norm",
+    "ReduceNorm",
+    "Reduction",
+    "make_reduction",
+]
 
 
 # Below this a copy in cache costs less than making the tensor that saves it (about 3 us).
@@ -94,57 +41,78 @@ _WORTH_A_VIEW_BYTES = 64 << 10
 class FusedReduction:
     """All-reduce, bias, residual add and norm in one operation over shared memory."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, passes: Passes | None = None):
+        """Take the ranks, and how passes are run; default: as WeaveConfig() says."""
         self._world = world
+        self.passes = Passes(world) if passes is None else passes
+        self._is_lent = False
 
     def prepare(
-        self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
-    ) -> ReduceNorm:
-        # For a whole pass. Whoever asked for the residuals needs all rows of them.
-        layout: ResidualLayout = "replicated"
-        if not keep_residuals:
-            layout = cheapest_residual_layout(
-                self._world, num_tokens=num_tokens, hidden=hidden, dtype=dtype
-            )
-        return _FusedStep(
-            self._world, layout, num_tokens, hidden, dtype, keep_residuals=keep_residuals
-        )
-
-    def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
-        if num_tokens * hidden * dtype.itemsize < _WORTH_A_VIEW_BYTES:
-            return None
-        return ops.partial_sum_buffer(self._world, num_tokens, hidden, dtype)
-
-    def gather_columns(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        return ops.all_gather(x, world=self._world, dim=-1, sizes=sizes)
-
-
-class _FusedStep:
-    """Implements ReduceNorm. What does not change between the steps of a pass is settled once."""
-
-    def __init__(
         self,
-        world: World,
-        layout: ResidualLayout,
         num_tokens: int,
         hidden: int,
         dtype: torch.dtype,
         *,
         keep_residuals: bool,
-    ):
-        self._world = world
-        self._reduce = prepare_reduction(
-            world,
+        choice: ReductionChoice | None = None,
+    ) -> ReduceNorm:
+        algorithm, layout = choose_on_world(
+            self._world,
+            num_tokens=num_tokens,
+            hidden=hidden,
+            dtype=dtype,
+            keep_residuals=keep_residuals,
+            choice=choice,
+        )
+        prepared = prepare_reduction(
+            self._world,
             native.weave.OP_ALLREDUCE_RMSNORM,
             num_tokens=num_tokens,
             hidden=hidden,
             dtype=dtype,
+            algorithm=algorithm,
             residual_layout=layout,
+            sm_budget=choice.num_sms or None if choice is not None else None,
         )
-        self._dtype = dtype
-        self._is_in_place = not keep_residuals
-        start, stop = split_rows(num_tokens, world.size)[world.rank]
-        self._own_rows = (stop - start, hidden) if layout == "row_sharded" else None
+        self._is_lent = False
+        start, stop = split_rows(num_tokens, self._world.size)[self._world.rank]
+        own_rows = (stop - start, hidden) if layout == "row_sharded" else None
+        return _FusedStep(
+            self, self._world, prepared, dtype, own_rows, is_in_place=not keep_residuals
+        )
+
+    def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
+        world, num_bytes = self._world, num_tokens * hidden * dtype.itemsize
+        if num_bytes < _WORTH_A_VIEW_BYTES:
+            return None
+        if self.passes.lends and not self._is_lent:
+            shared = ops.partial_sum_buffer(world, num_tokens, hidden, dtype)
+            self._is_lent = shared is not None
+            return shared
+        # The same GEMM into other memory: where a sum goes does not change its bits.
+        comm = world.host_comm
+        is_shared_otherwise = comm.size > 1 and num_bytes <= comm.partial_bytes
+        return torch.empty(num_tokens, hidden, dtype=dtype) if is_shared_otherwise else None
+
+    def take_back(self) -> None:
+        """The partial sum in shared memory, if one is there, has been read."""
+        self._is_lent = False
+
+    def gather_columns(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        return ops.all_gather(x, world=self._world, dim=-1, sizes=sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _FusedStep:
+    """Implements ReduceNorm. What does not change between the steps of a pass is settled once."""
+
+    lender: FusedReduction
+    world: World
+    reduce: Prepared
+    dtype: torch.dtype
+    own_rows: tuple[int, int] | None
+    """Shape of a residual in row shards."""
+    is_in_place: bool
 
     def __call__(
         self,
@@ -154,20 +122,20 @@ class _FusedStep:
         bias: Tensor | None,
         out: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        weight, dtype = norm.weight, self._dtype
+        weight, dtype = norm.weight, self.dtype
         if x_partial.dtype is not dtype or weight.dtype is not dtype:
             raise ConfigError(
                 f"the model mixes dtypes: activations {dtype}, partial sum {x_partial.dtype}, norm "
                 f"{weight.dtype}; convert all of it"
             )
         if out is None:
-            out = torch.empty(x_partial.shape, dtype=dtype)
-        if residual is not None and self._is_in_place:
+            out = x_partial.new_empty(x_partial.shape)
+        if residual is not None and self.is_in_place:
             residual_out = residual
         else:
-            residual_out = torch.empty(self._own_rows or x_partial.shape, dtype=dtype)
-        self._reduce(
-            self._world,
+            residual_out = x_partial.new_empty(self.own_rows or x_partial.shape)
+        self.reduce(
+            self.world,
             x_partial.contiguous(),
             residual,
             bias,
@@ -177,17 +145,25 @@ class _FusedStep:
             norm.eps,
             norm.weight_offset,
         )
+        self.lender.take_back()
         return out, residual_out
 
 
 class GlooReduction:
     """torch.distributed's all_reduce on the world's group, then torch's add and norm."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, passes: Passes):
         self._world = world
+        self.passes = passes
 
     def prepare(
-        self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
+        self,
+        num_tokens: int,
+        hidden: int,
+        dtype: torch.dtype,
+        *,
+        keep_residuals: bool,
+        choice: ReductionChoice | None = None,
     ) -> ReduceNorm:
         return self._reduce_norm
 
@@ -223,12 +199,19 @@ class NoReduction:
     ceiling.
     """
 
-    def __init__(self, world: World):
+    def __init__(self, world: World, passes: Passes):
         self._world = world
         self._alone = FusedReduction(World(None, num_threads=world.num_threads))
+        self.passes = passes
 
     def prepare(
-        self, num_tokens: int, hidden: int, dtype: torch.dtype, *, keep_residuals: bool
+        self,
+        num_tokens: int,
+        hidden: int,
+        dtype: torch.dtype,
+        *,
+        keep_residuals: bool,
+        choice: ReductionChoice | None = None,
     ) -> ReduceNorm:
         return self._alone.prepare(num_tokens, hidden, dtype, keep_residuals=keep_residuals)
 
@@ -247,7 +230,7 @@ def make_reduction(config: WeaveConfig, world: World) -> Reduction:
         "gloo": GlooReduction,
         "none": NoReduction,
     }
-    return strategies[config.reduction](world)
+    return strategies[config.reduction](world, Passes(world, config))
 
 
 def _add_norm(

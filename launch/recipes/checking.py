@@ -55,11 +55,16 @@ class Comparison:
     """None: the answers are equal."""
     may_part: bool
     """Whether a parting is accepted where the reference is undecided: in bf16, not in fp32."""
+    split_error: ErrorReport | None = None
+    """As `error`, of the logits of split passes; None where they were not asked for."""
+    overlap_is_exact: bool = True
+    """Overlapped or not, split passes give the same bits on every rank."""
 
     @property
     def logits_agree(self) -> bool:
-        """The error is within contract."""
-        return self.error.worst_ratio <= 1.0
+        """The errors are within contract."""
+        errors = (self.error, self.split_error)
+        return all(error is None or error.worst_ratio <= 1.0 for error in errors)
 
     @property
     def tokens_agree(self) -> bool:
@@ -71,12 +76,17 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Both parts of the contract hold."""
-        return self.logits_agree and self.tokens_agree
+        """All parts of the contract hold."""
+        return self.logits_agree and self.tokens_agree and self.overlap_is_exact
 
 
 def compare(
-    sharded: Answers, unsharded: Answers, reference_logits: Tensor, mask: Tensor
+    sharded: Answers,
+    unsharded: Answers,
+    reference_logits: Tensor,
+    mask: Tensor,
+    *,
+    split: tuple[Tensor, bool] | None = None,
 ) -> Comparison:
     """Compare two models' answers to the same prompts.
 
@@ -86,20 +96,28 @@ def compare(
         reference_logits: [batch, tokens, vocabulary], of a model with the same weights in higher
             precision.
         mask: [batch, tokens], 0 where a row is padding, whose logits mean nothing.
+        split: the sharded model's logits from split passes, and whether overlap changed none.
 
     A NaN or an infinity that the reference does not have is an infinite error.
     """
-    valid = mask.bool()
-    actual, reference = sharded.logits[valid], reference_logits[valid].double()
-    if torch.equal(actual.isfinite(), reference.isfinite()):
-        error = measure_error(actual, reference, unsharded.logits[valid], what="logits")
-    else:
-        error = _NOT_FINITE
+    split_error = None
+    if split is not None:
+        split_error = _error(split[0], unsharded, reference_logits, mask)
     return Comparison(
-        error=error,
+        error=_error(sharded.logits, unsharded, reference_logits, mask),
         parting=_find_parting(sharded.tokens, unsharded.tokens, reference_logits),
         may_part=sharded.logits.dtype == torch.bfloat16,
+        split_error=split_error,
+        overlap_is_exact=split is None or split[1],
     )
+
+
+def _error(logits: Tensor, unsharded: Answers, reference: Tensor, mask: Tensor) -> ErrorReport:
+    valid = mask.bool()
+    actual, exact = logits[valid], reference[valid].double()
+    if not torch.equal(actual.isfinite(), exact.isfinite()):
+        return _NOT_FINITE
+    return measure_error(actual, exact, unsharded.logits[valid], what="logits")
 
 
 def _find_parting(tokens: Tensor, expected: Tensor, reference_logits: Tensor) -> Parting | None:

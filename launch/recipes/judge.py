@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tokenweave
 from launch.recipes.checking import Answers, Comparison, compare
+from launch.recipes.split_check import split_logits
 from launch.recipes.text import TextStream
 from launch.recipes.threads import all_cores
 from tokenfabric import World
@@ -61,7 +62,13 @@ class Yardstick:
 
 
 def judge(
-    world: World, sharded: Any, batch: Batch, tokens: Tensor, yardstick: Yardstick | None
+    world: World,
+    sharded: Any,
+    batch: Batch,
+    tokens: Tensor,
+    yardstick: Yardstick | None,
+    *,
+    checks_split: bool = False,
 ) -> Comparison | None:
     """Return rank 0's verdict, None on the other ranks. Collective.
 
@@ -71,6 +78,7 @@ def judge(
         batch: what it was asked.
         tokens: its `greedy_answer`.
         yardstick: on rank 0, which computes on all cores while the others sleep; None on those.
+        checks_split: also judge it with its passes split (split_check.py).
     """
     expected = torch.zeros_like(tokens)
     if yardstick is not None:
@@ -80,6 +88,9 @@ def judge(
     ids = torch.cat((batch.ids, expected), -1)
     mask = torch.cat((batch.mask, torch.ones_like(expected)), -1)
     logits = _logits(sharded, ids, mask)
+    split = None
+    if checks_split:
+        split = split_logits(world, sharded, ids.numel(), lambda: _logits(sharded, ids, mask))
     if yardstick is None:
         return None
     with all_cores(world):
@@ -90,6 +101,7 @@ def judge(
         Answers(tokens=expected, logits=unsharded_logits),
         reference_logits,
         mask,
+        split=split,
     )
 
 

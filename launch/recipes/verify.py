@@ -92,7 +92,7 @@ def _verify(
     verdicts = []
     for name, batch in batches.items():
         tokens = greedy_answer(sharded, batch, max_new_tokens)
-        comparison = judge(world, sharded, batch, tokens, yardstick)
+        comparison = judge(world, sharded, batch, tokens, yardstick, checks_split=True)
         if comparison is not None:
             verdicts.append((name, comparison))
     return verdicts
@@ -108,8 +108,15 @@ def _describe(comparison: Comparison) -> tuple[str, ...]:
         f"{error.max_error:.2g}",
         f"{error.max_baseline_error:.2g}",
         f"{error.worst_ratio:.0%}",
+        _describe_split(comparison),
         "pass" if comparison.passed else "FAIL",
     )
+
+
+def _describe_split(comparison: Comparison) -> str:
+    if not comparison.overlap_is_exact:
+        return "overlap changes bits"
+    return "" if comparison.split_error is None else f"{comparison.split_error.worst_ratio:.0%}"
 
 
 def _table(size: int, rows: list[tuple[str, ...]]) -> Table:
@@ -123,12 +130,14 @@ def _table(size: int, rows: list[tuple[str, ...]]) -> Table:
             "logit error",
             "unsharded's",
             "of allowed",
+            "split",
             "verdict",
         ),
         rows=tuple(rows),
         notes=(
             "Logit errors are the largest, against the same weights in higher precision (fp64 for "
             "fp32, fp32 for bf16). Allowed: twice the unsharded model's error + 1 ulp.",
+            "Split: of allowed, with the tokens in two halves; overlap must not change a bit.",
             "fp32 answers must be equal. bf16 answers may part where the reference's margin "
             "between its two likeliest tokens is below twice the logit error.",
         ),

@@ -24,6 +24,8 @@ def judge(
     tokens: Tensor | None = None,
     reference: Tensor | None = None,
     mask: Tensor | None = None,
+    split_error: float | None = None,
+    overlap_is_exact: bool = True,
 ) -> Comparison:
     """Compare a model that is `sharded_error` off with one that is 0.01 off."""
     reference = logits() if reference is None else reference
@@ -36,6 +38,9 @@ def judge(
         Answers(tokens=expected, logits=(reference + 0.01).to(dtype)),
         reference,
         torch.ones(2, PROMPT + ANSWER, dtype=torch.int64) if mask is None else mask,
+        split=None
+        if split_error is None
+        else ((reference + split_error).to(dtype), overlap_is_exact),
     )
 
 
@@ -52,6 +57,14 @@ def with_margin(position: int, margin: float) -> Tensor:
     row = reference[1, PROMPT - 1 + position]
     row[3], row[5] = 20.0 + margin, 20.0
     return reference
+
+
+def test_split_passes_are_held_to_the_same_contract() -> None:
+    """Their error counts, and overlap must not change a bit."""
+    assert judge(0.0, split_error=0.019).passed
+    assert not judge(0.0, split_error=0.021).passed
+    assert not judge(0.0, split_error=math.nan).passed
+    assert not judge(0.0, split_error=0.0, overlap_is_exact=False).passed
 
 
 def test_error_up_to_twice_the_unsharded_one_passes() -> None:

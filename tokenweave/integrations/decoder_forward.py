@@ -1,9 +1,8 @@
 """The forward pass of a sharded decoder around its blocks: what transformers' own forward does,
-with the layers walked by the executor. The blocks are made in llama.py."""
+with the layers walked by the executor. The blocks are in blocks.py."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,26 +15,16 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices
 from tokenfabric.errors import ConfigError
 from tokenweave.executor import Executor
 from tokenweave.integrations.refusals import ATTENTIONS_REFUSED, HookWatch
+from tokenweave.integrations.split_cache import why_not_cut
+from tokenweave.integrations.split_inputs import BlockInputs, cut_inputs
+from tokenweave.passes import PARTS, PassShape
+
+__all__ = ["MASK_FUNCTIONS", "BlockInputs", "DecoderForward"]
 
 MASK_FUNCTIONS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BlockInputs:
-    """What the blocks of one forward pass read besides the hidden states; the same on all ranks."""
-
-    masks: dict[str, Any]
-    """By layer type: [batch or 1, 1, queries, keys], or None for plain causal attention."""
-    position_ids: Tensor
-    """[batch or 1, tokens]."""
-    position_embeddings: tuple[Tensor, Tensor]
-    """cos and sin, each [batch or 1, tokens, head_dim]."""
-    past_key_values: Cache | None
-    """The keys and values of this rank's KV heads."""
-    attention_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class DecoderForward:
@@ -56,7 +45,8 @@ class DecoderForward:
     ):
         self._backbone = backbone
         self._executor = executor
-        self._layer_types = frozenset(layer_types)
+        # The first layer of each type: all of a type have masks and caches of one shape.
+        self._first_layers = {kind: layer_types.index(kind) for kind in set(layer_types)}
         self._num_kv_heads = num_kv_heads
         self._rank = rank
         self._hooks = hooks
@@ -83,6 +73,9 @@ class DecoderForward:
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ConfigError("give exactly one of input_ids and inputs_embeds")
+        given = inputs_embeds if input_ids is None else input_ids
+        if given is not None and given.numel() == 0:
+            raise ConfigError(f"a batch of shape {tuple(given.shape)} has no tokens")
         config = self.config
         return_dict = kwargs.pop("return_dict", getattr(config, "return_dict", True))
         output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
@@ -109,7 +102,22 @@ class DecoderForward:
             attention_kwargs=kwargs,
         )
         keep_hidden = output_hidden_states not in (None, False)
-        normed, hidden_states = self._executor.run(x_partial, inputs, keep_hidden=keep_hidden)
+        cuts, why = self._cuts(attention_mask, past_key_values, kwargs)
+        num_sequences, num_tokens, hidden = x_partial.shape
+        plan = self._executor.reduction.passes.plan(
+            PassShape(
+                num_sequences=num_sequences,
+                num_tokens=num_tokens,
+                hidden=hidden,
+                dtype=x_partial.dtype,
+                num_layers=self._executor.num_blocks // len(PARTS),
+                keeps_hidden=keep_hidden,
+                cuts=cuts,
+                why=why,
+            )
+        )
+        halves = cut_inputs(inputs, plan, num_sequences, num_tokens, self._first_layers)
+        normed, hidden_states = self._executor.run(x_partial, plan, halves, keep_hidden=keep_hidden)
 
         output = BaseModelOutputWithPast(last_hidden_state=normed, past_key_values=past_key_values)
         if keep_hidden:
@@ -142,8 +150,30 @@ class DecoderForward:
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for layer_type in self._layer_types
+            for layer_type in self._first_layers
         }
+
+    def _cuts(
+        self,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        past_key_values: Cache | None,
+        attention_kwargs: dict[str, Any],
+    ) -> tuple[Literal["anywhere", "between sequences", "nowhere"], str]:
+        """Return where this call's tokens can be split, and why not anywhere."""
+        if (why := why_not_cut(past_key_values)) is not None:
+            return "nowhere", why
+        for name, value in attention_kwargs.items():
+            if isinstance(value, Tensor):
+                return "nowhere", f"{name} is a tensor, of which it is not known how to cut it"
+        if not getattr(self.config, "is_causal", True) or not attention_kwargs.get(
+            "is_causal", True
+        ):
+            return "between sequences", "attention is not causal"
+        if any(mask.dim() == 4 for mask in _given_masks(attention_mask)) or isinstance(
+            attention_mask, dict
+        ):
+            return "between sequences", "a given attention mask may let tokens attend to later ones"
+        return "anywhere", ""
 
     def _select(
         self, hidden_states: list[Tensor], normed: Tensor, output_hidden_states: Any

@@ -1,13 +1,14 @@
 """`model.tokenweave`: what a parallelized model says about itself."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from tokenfabric.world import World
 from tokenweave.config import WeaveConfig
 from tokenweave.executor import CommunicationStats
+from tokenweave.integrations.adapter import ModelAdapter
 from tokenweave.integrations.patches import Patches
 from tokenweave.integrations.sharding import ParameterShards
+from tokenweave.passes import Passes
 from tokenweave.shard_plan import ShardPlan
 
 
@@ -30,6 +31,7 @@ class LoadReport:
 class Sharding:
     """How a model was cut."""
 
+    adapter: ModelAdapter
     plan: ShardPlan
     shards: ParameterShards
     requires_grad: dict[str, bool]
@@ -46,6 +48,8 @@ class WeaveHandle:
     load_report: LoadReport | None
     """None when the model was in memory already."""
     communication: CommunicationStats
+    passes: Passes
+    """How forward passes are planned and run; `passes.asked` changes it for a while."""
     patches: Patches
 
     @property
@@ -59,9 +63,13 @@ class WeaveHandle:
         Keys: `num_reductions`, `reduction_s` (all-reduce + norm, waiting for slower ranks
         included), `num_gathers`, `gather_s` (logits).
         """
-        counted = dataclasses.asdict(self.communication)
-        del counted["reduction_log_s"]
-        return counted
+        counted = self.communication
+        return {
+            "num_reductions": counted.num_reductions,
+            "reduction_s": counted.reduction_s,
+            "num_gathers": counted.num_gathers,
+            "gather_s": counted.gather_s,
+        }
 
     def reset_stats(self) -> None:
         """Start counting from zero."""

@@ -1,6 +1,6 @@
 """Turns a Hugging Face model into this rank's share of it, and back.
 
-Reading only a share of a checkpoint is in loader.py; what is refused in refusals.py and llama.py.
+Reading only a share of a checkpoint is in loader.py; what is refused in refusals.py and decoder.py.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,12 @@ from tokenfabric.errors import ConfigError
 from tokenfabric.log import rank_logger
 from tokenfabric.world import World
 from tokenweave.config import WeaveConfig
-from tokenweave.integrations.adapter import ModelAdapter, adapter_for
-from tokenweave.integrations.agreement import fingerprint, prepare_together
+from tokenweave.integrations.adapter import ModelAdapter, adapter_for, check_adapter
+from tokenweave.integrations.agreement import (
+    agree_on_arithmetic,
+    fingerprint,
+    prepare_together,
+)
 from tokenweave.integrations.generation import attach_generation
 from tokenweave.integrations.handle import LoadReport, Sharding, WeaveHandle
 from tokenweave.integrations.patches import Patches
@@ -26,7 +30,11 @@ if TYPE_CHECKING:
 
 
 def parallelize(
-    model: "PreTrainedModel", world: World, config: WeaveConfig | None = None
+    model: "PreTrainedModel",
+    world: World,
+    config: WeaveConfig | None = None,
+    *,
+    adapter: ModelAdapter | None = None,
 ) -> "PreTrainedModel":
     """Shard `model` over the ranks of `world` and make it run there. Collective.
 
@@ -35,10 +43,12 @@ def parallelize(
     are collective; `model.tokenweave` is the WeaveHandle. Parameters no longer require gradients.
 
     Args:
-        model: <family>ForCausalLM or <family>Model of transformers, where family is Llama, Mistral
-            or Qwen2; all parameters fp32 or all bf16, on the world's device.
+        model: <family>ForCausalLM or <family>Model of transformers, where family is Llama, Mistral,
+            Qwen2, Qwen3, Gemma2, Gemma3 (text), Phi3, Mixtral or Qwen3Moe; all parameters fp32 or
+            all bf16, on the world's device.
         world: the ranks; any number up to the model's query heads.
         config: how to reduce; default WeaveConfig().
+        adapter: knows the model's family; default: found by the model's class.
 
     Returns:
         The same object.
@@ -48,7 +58,9 @@ def parallelize(
             on any rank.
         MismatchError: the ranks passed different models or configurations; as above.
     """
-    return shard_in_memory(lambda: (model, None), world, config, operation="parallelize")
+    return shard_in_memory(
+        lambda: (model, None), world, config, adapter=adapter, operation="parallelize"
+    )
 
 
 def shard_in_memory(
@@ -56,6 +68,7 @@ def shard_in_memory(
     world: World,
     config: WeaveConfig | None,
     *,
+    adapter: ModelAdapter | None,
     operation: str,
 ) -> "PreTrainedModel":
     """Shard the complete model that `load` returns. Collective; errors as `parallelize`."""
@@ -63,13 +76,16 @@ def shard_in_memory(
 
     def prepare() -> "tuple[tuple[PreTrainedModel, LoadReport | None, Sharding], int]":
         model, report = load()
-        sharding = plan_sharding(model, world, has_weights=True)
+        sharding = plan_sharding(model, world, adapter, has_weights=True)
+        same = identity(model, config, sharding.adapter)
         samples = ((name, _sample(p.data)) for name, p in model.named_parameters())
-        return (model, report, sharding), fingerprint([*identity(model, config), *samples])
+        return (model, report, sharding), fingerprint([*same, *samples])
 
     model, report, sharding = prepare_together(
         world, prepare, operation=operation, what="model or config"
     )
+    if sharding.adapter.needs_equal_arithmetic:
+        agree_on_arithmetic(world, operation=operation)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
         if (shard := sharding.shards[name]) is not None:
@@ -77,20 +93,30 @@ def shard_in_memory(
     return attach(model, world, config, sharding, report)
 
 
-def identity(model: "PreTrainedModel", config: WeaveConfig) -> list[tuple[str, object]]:
+def identity(
+    model: "PreTrainedModel", config: WeaveConfig, adapter: ModelAdapter
+) -> list[tuple[str, object]]:
     """Return what must be the same on all ranks besides the weights, for a fingerprint."""
     # Names with an underscore say where a model came from, not what it computes.
     values = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
-    attention = model.config._attn_implementation
-    return [("config", config), ("model", values), ("attention", attention)]
+    return [
+        ("config", config),
+        ("model", values),
+        ("attention", model.config._attn_implementation),
+        ("experts", model.config._experts_implementation),
+        ("adapter", type(adapter).__name__),
+    ]
 
 
-def plan_sharding(model: "PreTrainedModel", world: World, *, has_weights: bool) -> Sharding:
+def plan_sharding(
+    model: "PreTrainedModel", world: World, adapter: ModelAdapter | None, *, has_weights: bool
+) -> Sharding:
     """Check everything about `model` and decide how it is cut. Touches nothing.
 
     Args:
         model: with complete weights, or on the meta device.
         world: the ranks.
+        adapter: knows the model's family; None: found by the model's class.
         has_weights: whether the weights are there.
 
     Raises:
@@ -98,7 +124,9 @@ def plan_sharding(model: "PreTrainedModel", world: World, *, has_weights: bool) 
     """
     if is_parallelized(model):
         raise ConfigError("the model is parallelized already; call tokenweave.restore(model) first")
-    adapter = adapter_for(type(model))
+    if adapter is None:
+        adapter = adapter_for(type(model))
+    check_adapter(adapter, type(model))
     check_model(model, world, adapter.hookable(model), has_weights=has_weights)
     adapter.check(model)
     plan = plan_shards(adapter.dimensions(model), world.size)
@@ -113,7 +141,7 @@ def plan_sharding(model: "PreTrainedModel", world: World, *, has_weights: bool) 
                 f"{shard.extent} along dimension {shard.dim}"
             )
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-    return Sharding(plan=plan, shards=shards, requires_grad=requires_grad)
+    return Sharding(adapter=adapter, plan=plan, shards=shards, requires_grad=requires_grad)
 
 
 def attach(
@@ -124,10 +152,9 @@ def attach(
     load_report: LoadReport | None = None,
 ) -> "PreTrainedModel":
     """Make `model`, whose parameters are this rank's share already, run over the ranks."""
-    adapter: ModelAdapter = adapter_for(type(model))
     patches = Patches()
     reduction = make_reduction(config, world)
-    stats = adapter.attach(model, sharding.plan, world, reduction, patches)
+    stats = sharding.adapter.attach(model, sharding.plan, world, reduction, patches)
     attach_generation(model, world, patches)
     handle = WeaveHandle(
         world=world,
@@ -135,6 +162,7 @@ def attach(
         sharding=sharding,
         load_report=load_report,
         communication=stats,
+        passes=reduction.passes,
         patches=patches,
     )
     patches.set(model, "tokenweave", handle)
