@@ -17,9 +17,12 @@ inline void* as_pointer(uintptr_t address) {
 }
 
 void register_errors();
+void bind_cuda(py::module_& module);
+void bind_cuda_launch(py::module_& module);  // after bind_cuda, whose classes it takes
 void bind_fabric(py::module_& module);
 void bind_mailboxes(py::module_& module);  // after bind_fabric, whose classes it returns
 void bind_ring(py::module_& module);
+void bind_ring_cuda(py::module_& module);  // after bind_ring, whose classes it takes
 void bind_weave(py::module_& module);
 
 }  // namespace token::bindings

@@ -1,8 +1,8 @@
 #include "../fabric/communicator.hpp"
 #include "../ring/merge_lse.hpp"
 #include "bindings.hpp"
+#include "merge_params.hpp"
 
-#include <array>
 #include <string>
 #include <vector>
 
@@ -13,11 +13,6 @@ namespace {
 using fabric::Communicator;
 using ring::MergeKernels;
 using ring::MergePiece;
-using Three = std::array<int64_t, 3>;
-
-ring::Strides as_strides(const Three& from) {
-    return {from[0], from[1], from[2]};
-}
 
 }  // namespace
 
@@ -96,18 +91,17 @@ void bind_ring(py::module_& module) {
            int64_t rows,
            int64_t heads,
            int64_t head_dim) {
-            ring::MergeParams params;
-            params.batch = batch;
-            params.rows = rows;
-            params.heads = heads;
-            params.head_dim = head_dim;
-            params.pieces = pieces;
-            params.sinks = static_cast<const float*>(as_pointer(sinks));
-            params.out = as_pointer(out);
-            params.out_dtype = static_cast<DType>(out_dtype);
-            params.out_strides = as_strides(out_strides);
-            params.lse = static_cast<float*>(as_pointer(lse));
-            params.lse_strides = as_strides(lse_strides);
+            const ring::MergeParams params = merge_params(pieces,
+                                                          sinks,
+                                                          out,
+                                                          out_strides,
+                                                          out_dtype,
+                                                          lse,
+                                                          lse_strides,
+                                                          batch,
+                                                          rows,
+                                                          heads,
+                                                          head_dim);
             ring::merge_lse(threads, kernels, params);
         },
         py::arg("threads"),

@@ -1,31 +1,31 @@
 // Element types of partial outputs, and exp, as straight-line code without calls, so that a loop
-// over it becomes vector code in each instruction set with the same bits in all.
+// over it becomes vector code in each instruction set with the same bits in all, and in the CUDA
+// kernel, which is why there is no standard library here.
 #pragma once
 
 #include "token/common/host_device.hpp"
-
-#include <cstdint>
+#include "token/common/int_types.hpp"
 
 namespace token::ring {
 
 template <class To, class From>
-TOKEN_INLINE To bit_cast(From from) {
+TOKEN_HOST_DEVICE TOKEN_INLINE To bit_cast(From from) {
     return __builtin_bit_cast(To, from);
 }
 
 struct Float32 {
     using Storage = float;
-    static TOKEN_INLINE float widen(float value) { return value; }
-    static TOKEN_INLINE float narrow(float value) { return value; }
+    TOKEN_HOST_DEVICE static TOKEN_INLINE float widen(float value) { return value; }
+    TOKEN_HOST_DEVICE static TOKEN_INLINE float narrow(float value) { return value; }
 };
 
 // Both 16-bit types round to nearest even and keep denormals; every NaN becomes the quiet one.
 struct BFloat16 {
     using Storage = uint16_t;
-    static TOKEN_INLINE float widen(uint16_t value) {
+    TOKEN_HOST_DEVICE static TOKEN_INLINE float widen(uint16_t value) {
         return bit_cast<float>(uint32_t{value} << 16);
     }
-    static TOKEN_INLINE uint16_t narrow(float value) {
+    TOKEN_HOST_DEVICE static TOKEN_INLINE uint16_t narrow(float value) {
         const uint32_t bits = bit_cast<uint32_t>(value);
         const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
         return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
@@ -34,7 +34,7 @@ struct BFloat16 {
 
 struct Float16 {
     using Storage = uint16_t;
-    static TOKEN_INLINE float widen(uint16_t value) {
+    TOKEN_HOST_DEVICE static TOKEN_INLINE float widen(uint16_t value) {
         const uint32_t magnitude = value & 0x7fffu;
         const uint32_t sign = uint32_t{value & 0x8000u} << 16;
         const uint32_t exponent = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
@@ -44,7 +44,7 @@ struct Float16 {
         const uint32_t bits = magnitude < 0x0400u ? bit_cast<uint32_t>(denormal) : normal;
         return bit_cast<float>(bits | sign);
     }
-    static TOKEN_INLINE uint16_t narrow(float value) {
+    TOKEN_HOST_DEVICE static TOKEN_INLINE uint16_t narrow(float value) {
         const uint32_t bits = bit_cast<uint32_t>(value);
         const uint32_t magnitude = bits & 0x7fffffffu;
         // Past the largest finite number the carry makes the exponent of infinity.
@@ -63,7 +63,7 @@ struct Float16 {
 // exp(x) for x <= 0, and NaN for NaN: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 7 for
 // exp(r) whose remainder is below 2**-27. At most 1.5 ulp off where the result is normal; 0 from
 // -104 on.
-TOKEN_INLINE float exp_nonpositive(float x) {
+TOKEN_HOST_DEVICE TOKEN_INLINE float exp_nonpositive(float x) {
     constexpr float kShift = 0x1.8p23f;  // a float this large has no bits for a fraction
     const float clamped = x < -104.0f ? -104.0f : x;
     const float shifted = clamped * 0x1.715476p0f + kShift;

@@ -23,7 +23,35 @@ bool is_float(DType dtype) {
     return dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
 }
 
-void check_params(const MergeParams& params) {
+std::vector<Segment> segments_of(const MergeParams& params) {
+    std::vector<int64_t> stops = {params.rows};
+    for (const MergePiece& piece : params.pieces) {
+        stops.push_back(piece.row_start);
+        stops.push_back(piece.row_start + piece.num_rows);
+    }
+    std::sort(stops.begin(), stops.end());
+    stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+    std::vector<Segment> segments;
+    int64_t start = 0;
+    for (const int64_t stop : stops) {
+        if (stop == start) {
+            continue;
+        }
+        Segment& segment = segments.emplace_back();
+        segment.stop = stop;
+        for (const MergePiece& piece : params.pieces) {
+            if (piece.row_start <= start && stop <= piece.row_start + piece.num_rows) {
+                segment.pieces.push_back(&piece);
+            }
+        }
+        start = stop;
+    }
+    return segments;
+}
+
+}  // namespace
+
+void check_merge(const MergeParams& params) {
     TOKEN_CHECK(params.batch >= 0 && params.rows >= 0 && params.heads >= 0 && params.head_dim >= 0,
                 "a merge of ",
                 params.batch,
@@ -57,34 +85,6 @@ void check_params(const MergeParams& params) {
     }
 }
 
-std::vector<Segment> segments_of(const MergeParams& params) {
-    std::vector<int64_t> stops = {params.rows};
-    for (const MergePiece& piece : params.pieces) {
-        stops.push_back(piece.row_start);
-        stops.push_back(piece.row_start + piece.num_rows);
-    }
-    std::sort(stops.begin(), stops.end());
-    stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
-    std::vector<Segment> segments;
-    int64_t start = 0;
-    for (const int64_t stop : stops) {
-        if (stop == start) {
-            continue;
-        }
-        Segment& segment = segments.emplace_back();
-        segment.stop = stop;
-        for (const MergePiece& piece : params.pieces) {
-            if (piece.row_start <= start && stop <= piece.row_start + piece.num_rows) {
-                segment.pieces.push_back(&piece);
-            }
-        }
-        start = stop;
-    }
-    return segments;
-}
-
-}  // namespace
-
 std::vector<const MergeKernels*> usable_merge_kernels() {
     std::vector<const MergeKernels*> usable;
 #if defined(TOKEN_HAVE_AVX512)
@@ -117,7 +117,7 @@ const MergeKernels& choose_merge_kernels(const std::string& name) {
 }
 
 void merge_lse(ThreadPool& threads, const MergeKernels& kernels, const MergeParams& params) {
-    check_params(params);
+    check_merge(params);
     if (params.rows == 0 || params.heads == 0) {
         return;
     }

@@ -80,7 +80,11 @@ std::vector<const MergeKernels*> usable_merge_kernels();
 // `name` one of the usable bodies, or "auto" for the widest. InvalidArgument names those there are.
 const MergeKernels& choose_merge_kernels(const std::string& name);
 
-// Local. The outputs may not overlap the pieces.
+// Throws InvalidArgument, naming the values, where the pieces are not within the result or a dtype
+// is none that can be merged.
+void check_merge(const MergeParams& params);
+
+// Local. The outputs may not overlap the pieces. On the GPU: cuda/launch.hpp.
 void merge_lse(ThreadPool& threads, const MergeKernels& kernels, const MergeParams& params);
 
 }  // namespace token::ring

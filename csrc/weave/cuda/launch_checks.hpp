@@ -1,0 +1,15 @@
+// What a launch refuses, by name: InvalidArgument. Pure host code.
+#pragma once
+
+#include "launch.hpp"
+
+namespace token::weave::cuda {
+
+void check_reduction(const Reduction& call);
+void check_baseline(const Reduction& call);  // after check_reduction
+void check_gather(const Gather& call);
+
+// Whether a gather moves whole vectors of 16 bytes.
+bool are_vectors(const Gather& call);
+
+}  // namespace token::weave::cuda
