@@ -3,6 +3,7 @@
 #   PYTHON=python3.12           the interpreter that makes the virtual environment
 #   TORCH='torch==2.12.0 --index-url ...'   another torch; what pip is asked for, word for word
 #   TOKEN_CUDA=auto|on|off      build the CUDA sources: if a compiler is found, always, never
+#   GPU_PYTHON=python3          an interpreter with a CUDA torch, for `make gpu-check`
 
 PYTHON ?= python3
 # Exactly this one: with a free choice pip brings gigabytes of CUDA libraries on some platforms.
@@ -70,6 +71,13 @@ types: $(VENV)/.dev ## mypy
 .PHONY: bench
 bench: $(VENV)/.test ## measure the fused all-reduce + norm against gloo (ARGS=...)
 	$(bin)/python benchmarks/bench_allreduce_rmsnorm.py $(ARGS)
+
+# The virtual environment's python if there is one, else PYTHON: nothing is installed for this.
+GPU_PYTHON ?= $(firstword $(wildcard $(bin)/python) $(PYTHON))
+
+.PHONY: gpu-check
+gpu-check: ## build for the GPU at hand, test and measure on it (GPU_PYTHON=..., COMMIT=... of a copy)
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(if $(COMMIT),--commit $(COMMIT)) $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built, but for the virtual environment

@@ -21,6 +21,7 @@ from launch.options import (
     Threads,
     TimeoutS,
 )
+from launch.plan_commands import add_plan_commands
 from launch.ring_options import (
     AttentionCheck,
     AttentionDtype,
@@ -227,6 +228,9 @@ def doctor(
 
     if not run(ConsoleReporter(), as_json=as_json):
         raise typer.Exit(1)
+
+
+add_plan_commands(app)
 
 
 def _run(

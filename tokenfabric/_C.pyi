@@ -1,5 +1,5 @@
 # The native module as Python sees it; a test compares the two. Nested classes stand for
-# submodules.
+# submodules. One file because it is one module.
 from collections.abc import Sequence
 
 class fabric:
@@ -144,6 +144,22 @@ class ring:
         heads: int,
         head_dim: int,
     ) -> None: ...
+    @staticmethod
+    def merge_lse_cuda(
+        pieces: Sequence[ring.MergePiece],
+        sinks: int,
+        out: int,
+        out_strides: Sequence[int],
+        out_dtype: int,
+        lse: int,
+        lse_strides: Sequence[int],
+        batch: int,
+        rows: int,
+        heads: int,
+        head_dim: int,
+        stream: int,
+        num_blocks: int,
+    ) -> None: ...
 
 class weave:
     FLOAT32: int
@@ -248,3 +264,124 @@ class weave:
     ) -> None: ...
     @staticmethod
     def broadcast(comm: fabric.Communicator, data: int, num_bytes: int, source: int) -> None: ...
+
+class cuda:
+    TWO_SHOT: int
+    ONE_SHOT: int
+    REDUCE_SCATTER: int
+    MAX_RANKS: int
+    MAX_BLOCKS: int
+    FAILURE_RECORD_BYTES: int
+
+    class Runtime:
+        @property
+        def is_compiled(self) -> bool: ...
+        @property
+        def runtime_version(self) -> int: ...
+        @property
+        def driver_version(self) -> int: ...
+        @property
+        def num_devices(self) -> int: ...
+        @property
+        def problem(self) -> str: ...
+
+    class Memory:
+        def __init__(self, by_rank: Sequence[int], multicast: int) -> None: ...
+        @property
+        def by_rank(self) -> list[int]: ...
+        @property
+        def multicast(self) -> int: ...
+
+    class Group:
+        def __init__(
+            self,
+            rank: int,
+            size: int,
+            is_virtual: bool,
+            channel: cuda.Memory,
+            channel_offset: int,
+            failure_records: Sequence[int],
+            timeout_s: float,
+            checks_calls: bool,
+        ) -> None: ...
+        def check(self, operation: str) -> None: ...
+
+    class Reduction:
+        def __init__(
+            self,
+            group: cuda.Group,
+            form: int,
+            is_multicast: bool,
+            rows: int,
+            hidden: int,
+            dtype: int,
+            weight_dtype: int,
+            residual_dtype: int,
+            residual_is_sharded: bool,
+            norm: int,
+            quantized_format: int,
+            group_elements: int,
+            scale: float,
+            staging: cuda.Memory | None,
+            staging_offset: int,
+            staging_block_bytes: int,
+            num_blocks: int,
+            is_baseline: bool,
+        ) -> None: ...
+        def run(
+            self,
+            x_memory: cuda.Memory | None,
+            x: int,
+            out_memory: cuda.Memory | None,
+            out: int,
+            residual_memory: cuda.Memory | None,
+            residual: int,
+            residual_out_memory: cuda.Memory | None,
+            residual_out: int,
+            codes_memory: cuda.Memory | None,
+            codes: int,
+            scales_memory: cuda.Memory | None,
+            scales: int,
+            bias: int,
+            weight: int,
+            norm_bias: int,
+            eps: float,
+            weight_offset: float,
+            stream: int,
+        ) -> None: ...
+
+    @staticmethod
+    def runtime() -> cuda.Runtime: ...
+    @staticmethod
+    def copy(to: int, from_: int, num_bytes: int, stream: int) -> None: ...
+    @staticmethod
+    def copy_rows(
+        to: int,
+        to_stride: int,
+        from_: int,
+        from_stride: int,
+        row_bytes: int,
+        rows: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def gather(
+        group: cuda.Group,
+        is_multicast: bool,
+        source_memory: cuda.Memory | None,
+        source: int,
+        out_memory: cuda.Memory,
+        out: int,
+        rows: int,
+        row_bytes: int,
+        num_blocks: int,
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def channel_bytes() -> int: ...
+    @staticmethod
+    def one_shot_block_bytes(rows: int, hidden: int, dtype: int, num_blocks: int) -> int: ...
+    @staticmethod
+    def staging_bytes(size: int, num_blocks: int, staging_block_bytes: int) -> int: ...
+    @staticmethod
+    def rows_per_block(hidden: int, dtype: int) -> int: ...

@@ -17,8 +17,9 @@ from tokenfabric.errors import (
 from tokenfabric.lazy import load
 
 if TYPE_CHECKING:
+    from tokenfabric.start import init
     from tokenfabric.symmetric import SymmetricBuffer
-    from tokenfabric.world import World, init
+    from tokenfabric.world import World
 
 __all__ = [
     "CommError",
@@ -37,7 +38,7 @@ __all__ = [
 _LAZY = {
     "SymmetricBuffer": "tokenfabric.symmetric",
     "World": "tokenfabric.world",
-    "init": "tokenfabric.world",
+    "init": "tokenfabric.start",
 }
 
 

@@ -18,8 +18,9 @@ Result = TypeVar("Result")
 class VirtualMesh:
     """The connections of all virtual ranks."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
         self.size = size
+        self.device = torch.device(device)
         self._sent: dict[tuple[int, int], deque[torch.Tensor]] = {}
         self._posted: dict[tuple[int, int], deque[_Receipt]] = {}
 
@@ -67,7 +68,7 @@ class VirtualChannel:
 
     def memory(self, num_bytes: int) -> torch.Tensor:
         """See Channel. Filled with bytes that are NaN in every floating dtype."""
-        return torch.full((num_bytes,), 0xFF, dtype=torch.uint8)
+        return torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device=self._mesh.device)
 
     def receive(self, peer: int, into: torch.Tensor, what: str) -> Receipt:
         """See Channel."""
@@ -79,7 +80,7 @@ class VirtualChannel:
 
     def send(self, peer: int, parts: Sequence[torch.Tensor], what: str) -> None:
         """See Channel."""
-        message = torch.empty(message_bytes(parts), dtype=torch.uint8)
+        message = torch.empty(message_bytes(parts), dtype=torch.uint8, device=self._mesh.device)
         pack(parts, message)
         self.bytes_sent[peer] += message.numel()
         self._mesh._sent.setdefault((self.rank, peer), deque()).append(message)
@@ -96,6 +97,7 @@ def run_virtual_ranks(
     size: int,
     work: Callable[["VirtualChannel"], Generator[Receipt, None, Result]],
     pick: Callable[[Sequence[int]], int] = lambda ready: ready[0],
+    device: torch.device | str = "cpu",
 ) -> list[Result]:
     """Run `work(channel)` for every rank to its end and return what each returned.
 
@@ -103,11 +105,12 @@ def run_virtual_ranks(
         size: number of ranks.
         work: a generator that yields every receipt it needs before it goes on.
         pick: which of the ranks that could go on does; the first by default.
+        device: where messages lie; on a GPU all ranks share its current stream.
 
     Raises:
         RuntimeError: the ranks wait for each other, or messages are left over.
     """
-    mesh = VirtualMesh(size)
+    mesh = VirtualMesh(size, device)
     running = {rank: work(mesh.channel(rank)) for rank in range(size)}
     waiting: dict[int, Receipt | None] = dict.fromkeys(running)
     results: dict[int, Result] = {}

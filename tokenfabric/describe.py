@@ -29,6 +29,7 @@ def describe_world(world: "World", *, partial_bytes: int, staging_bytes: int) ->
             f"world      rank {world.rank} of {world.size} on {world.device}, "
             f"group {world.group_name!r}, {state}",
             *_transport(world.layout),
+            *(f"GPUs       {line}" for line in (world.cuda.explain() if world.cuda else ())),
             f"kernels    {world.row_kernels.name} (TOKENFABRIC_ISA={env.isa()}; this CPU runs "
             f"{usable})",
             f"threads    {world.num_threads} a rank, cores {cores} ({pinned}; {crowd})",

@@ -6,6 +6,11 @@ CMake's. Ours:
 TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, avx2, scalar
 TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
 TOKENFABRIC_HOST_ID     which host this rank counts as, see host_id()
+TOKENFABRIC_CUDA_TABLE  measured times that GPU algorithms are chosen by, a JSON file
+TOKENFABRIC_CUDA_SLOT_MIB   size of each of a GPU world's three staging slots, default 64
+TOKENFABRIC_CUDA_CHECKS 1: GPU ranks compare what they call at every first barrier
+
+TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES is torch's: several ranks on one GPU, for tests.
 """
 
 import os
@@ -113,3 +118,31 @@ def cache_dir() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tokenfabric"
+
+
+def cuda_table() -> str | None:
+    """Return the file of measured times that GPU algorithms are chosen by, None for formulas."""
+    return os.environ.get("TOKENFABRIC_CUDA_TABLE") or None
+
+
+def cuda_slot_bytes() -> int:
+    """Return the size of each staging slot of a GPU world: of the largest tensor that may lie in
+    private memory.
+
+    Raises:
+        ConfigError: the variable is no positive number.
+    """
+    text = os.environ.get("TOKENFABRIC_CUDA_SLOT_MIB", "64")
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"TOKENFABRIC_CUDA_SLOT_MIB must be a positive number, got {text!r}")
+    return int(text) << 20
+
+
+def cuda_checks() -> bool:
+    """Return whether GPU ranks compare a fingerprint of every call, which costs some time."""
+    return os.environ.get("TOKENFABRIC_CUDA_CHECKS") == "1"
+
+
+def allows_overlapping_gpus() -> bool:
+    """Return whether torch lets several ranks share a GPU."""
+    return os.environ.get("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES") == "1"

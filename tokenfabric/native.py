@@ -43,13 +43,14 @@ def why_unavailable() -> str | None:
 
 
 if TYPE_CHECKING:
+    cuda = _C.cuda
     fabric = _C.fabric
     ring = _C.ring
     weave = _C.weave
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("fabric", "ring", "weave"):
+        if name in ("cuda", "fabric", "ring", "weave"):
             # Kept, or every later use would come here again, which costs 1 us.
             globals()[name] = getattr(require(), name)
             return globals()[name]

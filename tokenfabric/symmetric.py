@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenfabric import native
+    from tokenfabric.cuda.memory import CudaMemory
 
 _ALIGNMENT_BYTES = 64
 
@@ -21,24 +22,28 @@ _ALIGNMENT_BYTES = 64
 class SymmetricBuffer:
     """`num_bytes` of shared memory on every rank of a world, mapped by all ranks of its host.
 
+    On the CPUs, or, in a world on GPUs, on those.
+
     Example: world 2, buf = SymmetricBuffer(world, 4096). What rank 1 writes into
     `buf.tensor((8,), torch.float32)` rank 0 reads, after a barrier, from
     `buf.peer(1, (8,), torch.float32)`.
 
-    A partial sum that lies in such a buffer is reduced without a copy.
+    A partial sum that lies in such a buffer is reduced without a copy; on GPUs a result, too, may
+    be written into one, at the same offset on all ranks.
     """
 
-    def __init__(self, world: World, num_bytes: int) -> None:
+    def __init__(self, world: World, num_bytes: int, *, device: str | None = None) -> None:
         """Allocate and zero the memory. Collective: all ranks ask for the same size.
 
         Args:
             num_bytes: size of each rank's part. Allocated in full here, on the NUMA node of the
                 caller.
+            device: "cpu" or "cuda"; default: where the world is. A world on GPUs has both.
 
         Raises:
-            ConfigError: the size is not positive, or a rank's host has not enough memory (raised on
-                all
-                ranks, with the figures).
+            ConfigError: the size is not positive, the world is not on GPUs, or a rank's host or GPU
+                has not enough memory (raised on all ranks, with the figures).
+            TopologyError: a GPU cannot map another's memory.
             MismatchError: the ranks ask for different sizes.
             PeerLostError, CommTimeoutError: a rank is gone or did not take part.
         """
@@ -46,7 +51,19 @@ class SymmetricBuffer:
             raise ConfigError(f"a symmetric buffer needs a positive size, got {num_bytes} bytes")
         self._world = world
         self.num_bytes = num_bytes
-        self._memory: native.fabric.SymmetricMemory | None = world.host_comm.allocate(num_bytes)
+        comm = world.host_comm
+        kind = world.device.type if device is None else device
+        if kind not in ("cpu", world.device.type):
+            raise ConfigError(
+                f"device {device!r} is not that of this world, which is on {world.device}"
+            )
+        self.cuda: CudaMemory | None = None
+        self._memory: native.fabric.SymmetricMemory | None = None
+        if kind == "cpu":
+            self._memory = comm.allocate(num_bytes)
+        else:
+            assert world.cuda is not None
+            self.cuda = world.cuda.allocate(num_bytes)
         world._adopt(self)
 
     def tensor(
@@ -64,13 +81,13 @@ class SymmetricBuffer:
         self, rank: int, shape: "Sequence[int]", dtype: torch.dtype, offset_bytes: int = 0
     ) -> torch.Tensor:
         """Return rank `rank`'s part as a tensor that aliases it. Order against its owner with
-        barriers.
+        barriers. On GPUs it is valid until the buffer is closed.
 
         Raises:
             ConfigError: as for `tensor`, or `rank` is not in the world.
             TopologyError: `rank` is on another host.
         """
-        if self._memory is None:
+        if self._memory is None and self.cuda is None:
             raise ConfigError("this symmetric buffer is closed")
         if not 0 <= rank < self._world.size:
             raise ConfigError(f"rank {rank} is not in a world of {self._world.size}")
@@ -87,17 +104,20 @@ class SymmetricBuffer:
                 f"{tuple(shape)} of {dtype} at byte {offset_bytes} ends at {needed}: it must start "
                 f"at a multiple of {_ALIGNMENT_BYTES} and end within {self.num_bytes} bytes"
             )
+        if self.cuda is not None:
+            return self.cuda.tensor(rank, shape, dtype, offset_bytes)
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
+        assert self._memory is not None
         segment = self._memory.segment(rank - layout.host_ranks[0])
         flat = torch.frombuffer(segment, dtype=dtype, count=count, offset=offset_bytes)
         return flat.view(tuple(shape))
 
     def close(self) -> None:
-        """Give the memory back. Not collective. Tensors made from it stay valid; no new ones are
-        made.
+        """Give the memory back. Not collective. Tensors of this rank's part stay valid, and on CPUs
+        those of the others; no new ones are made.
         """
-        self._memory = None
+        self._memory = self.cuda = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +131,8 @@ class SymmetricBuffer:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_memory", None) is not None and not self._world.is_closed:
+        is_open = getattr(self, "_memory", None) or getattr(self, "cuda", None)
+        if is_open is not None and not self._world.is_closed:
             warnings.warn(
                 f"SymmetricBuffer of {self.num_bytes} bytes was not closed",
                 ResourceWarning,

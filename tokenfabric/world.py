@@ -4,7 +4,6 @@ Not here: how ranks find each other (rendezvous.py), what several hosts need bes
 what runs on the world (tokenweave, tokenring).
 """
 
-import datetime
 import os
 import weakref
 from typing import TYPE_CHECKING, Self
@@ -13,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from tokenfabric import env, native, topology
+from tokenfabric.cuda.ranks import CudaRanks
 from tokenfabric.describe import describe_world
-from tokenfabric.errors import ConfigError, TokenFabricError, TopologyError
+from tokenfabric.errors import ConfigError, TokenFabricError
 from tokenfabric.fork import watch_forks
 from tokenfabric.hosts import Call, Hosts
 from tokenfabric.links import connect_links
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # reduction; larger tensors pass through staging in blocks that stay in cache.
 _PARTIAL_BYTES = 8 << 20
 _STAGING_BYTES = 4 << 20
+_CPU = torch.device("cpu")
 
 # torch ops take strings, not objects: they find their world here. Weak: a dropped world is gone.
 _worlds: "weakref.WeakValueDictionary[str, World]" = weakref.WeakValueDictionary()
@@ -52,42 +53,6 @@ def find_world(group_name: str) -> "World":
     return world
 
 
-def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None = None) -> "World":
-    """Join the world that torchrun's six variables describe; a world of one when none is set.
-
-    Collective. Sets up torch.distributed (gloo) if nobody has, and takes it down again in
-    `World.close`.
-
-    Args:
-        device: "auto" or "cpu".
-        timeout_s: deadline of every wait on another rank, seconds.
-        num_threads: threads of this rank's kernels; default: torch's count, at most the rank's
-            share of the cores.
-
-    Raises:
-        ConfigError: an argument or variable is out of range.
-        TopologyError: the device is not available, or the ranks lie unevenly on their hosts.
-        PeerLostError, CommTimeoutError: a rank went away or did not come.
-    """
-    if device not in ("auto", "cpu"):
-        raise TopologyError(
-            f"device {device!r} is not available: this version runs on CPUs. Use 'cpu' or 'auto'."
-        )
-    _check(timeout_s, num_threads)
-    if dist.is_initialized():
-        return World.from_group(dist.group.WORLD, timeout_s=timeout_s, num_threads=num_threads)
-    if env.rank_info_from_env() is None:
-        return World(None, timeout_s=timeout_s, num_threads=num_threads)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
-    try:
-        return World(
-            dist.group.WORLD, timeout_s=timeout_s, num_threads=num_threads, owns_group=True
-        )
-    except BaseException:
-        dist.destroy_process_group()
-        raise
-
-
 class World:
     """A group of ranks, as one of them sees it. Those on one host share memory.
 
@@ -95,7 +60,8 @@ class World:
         rank, size: this rank and the number of ranks.
         num_hosts, host_idx, local_rank, local_size: where it lies; `layout` says who else does.
         hosts: what a world on several hosts has besides; None on one host.
-        device: where tensors live, always cpu in this version.
+        device: where tensors live. Ranks on GPUs have all that ranks on CPUs have, besides.
+        cuda: what a world on GPUs has besides; None on CPUs.
         group: the process group, or None for a world of one made without torch.distributed.
         group_name: name under which torch ops find this world.
         timeout_s: deadline of every wait on another rank, seconds.
@@ -112,13 +78,13 @@ class World:
         timeout_s: float = 30.0,
         num_threads: int | None = None,
         owns_group: bool = False,
+        device: torch.device = _CPU,
     ) -> None:
         """Collective over `group`. Use `tokenfabric.init` or `World.from_group`."""
-        _check(timeout_s, num_threads)
+        check_options(timeout_s, num_threads)
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
-        self.device = torch.device("cpu")
         self.timeout_s = timeout_s
         self._owns_group = owns_group
         self._comm: native.fabric.Communicator | None = None
@@ -165,6 +131,8 @@ class World:
             self.hosts = Hosts(group, layout, links, self._host_comm, timeout_s)
             # Its thread and connections end with this object, closed or not.
             self._leave_hosts = weakref.finalize(self, self.hosts.close)
+        self.cuda = CudaRanks(group, device, timeout_s) if device.type == "cuda" else None
+        self.device = device if self.cuda is None else self.cuda.device
         self.group_name = _register(self)
         rank_logger(self.rank, self.size).info("%s", self)
 
@@ -175,10 +143,12 @@ class World:
         *,
         timeout_s: float = 30.0,
         num_threads: int | None = None,
+        device: torch.device = _CPU,
     ) -> "World":
         """Build a world on a process group or a one-dimensional mesh axis.
 
-        Collective over its ranks. The group stays the caller's: `close` leaves it alone.
+        Collective over its ranks. The group stays the caller's: `close` leaves it alone. A `device`
+        is torch.device("cuda", index), the index this rank's own.
 
         Raises:
             ConfigError: the mesh has more than one dimension, or this process is not in the group.
@@ -187,7 +157,7 @@ class World:
         process_group = process_group_of(group)
         if dist.get_rank(process_group) < 0:
             raise ConfigError("this process is not a member of the group it builds a world on")
-        return cls(process_group, timeout_s=timeout_s, num_threads=num_threads)
+        return cls(process_group, timeout_s=timeout_s, num_threads=num_threads, device=device)
 
     @property
     def comm(self) -> "native.fabric.Communicator":
@@ -217,6 +187,8 @@ class World:
     def broken(self) -> TokenFabricError | None:
         """The error every further collective would raise, or None while the world works."""
         comm = self.host_comm
+        if self.cuda is not None and (failure := self.cuda.error()) is not None:
+            return failure
         if self.hosts is not None:
             return self.hosts.error()
         try:
@@ -250,6 +222,8 @@ class World:
 
         Tensors made from its buffers stay valid memory. Closing twice is allowed.
         """
+        if self.cuda is not None:
+            self.cuda.close()
         for buffer in list(self._buffers):
             buffer.close()
         self._comm = self._host_comm = None
@@ -267,7 +241,7 @@ class World:
     def leave_to_parent(self) -> object:
         """Become a closed world in a forked child (see fork.py)."""
         self.left_by, self._owns_group = os.getppid(), False
-        kept = (self._comm, self._host_comm, self.prepared, self.channel)
+        kept = (self._comm, self._host_comm, self.prepared, self.channel, self.cuda)
         self._comm = self._host_comm = self.channel = None
         self.prepared = PreparedCalls()
         return kept
@@ -293,7 +267,8 @@ def _register(world: World) -> str:
     return name
 
 
-def _check(timeout_s: float, num_threads: int | None) -> None:
+def check_options(timeout_s: float, num_threads: int | None) -> None:
+    """Check what every way to a world takes; ConfigError."""
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"a rank needs at least one thread, got num_threads={num_threads}")
     if not timeout_s > 0:

@@ -150,11 +150,13 @@ def wire_format(attention: Attention) -> WireFormat:
     )
 
 
-def choose_kernels(attention: Attention, plan: RingPlan) -> tuple[LocalAttention, LocalChoice]:
+def choose_kernels(
+    attention: Attention, plan: RingPlan, device: str = "cpu"
+) -> tuple[LocalAttention, LocalChoice]:
     """Return the local attention that can do every block of a plan; what none can do is refused."""
     return choose_local(
         LocalNeeds(
-            device="cpu",
+            device=device,
             dtype=str(attention.dtype).removeprefix("torch."),
             head_dim=attention.head_dim,
             head_dim_v=attention.head_dim_v,

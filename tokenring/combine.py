@@ -12,6 +12,8 @@ from tokenring.local_protocol import LocalAttention
 from tokenring.merge import merge_partials
 from tokenring.merge_native import MergeThreads
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Numerics:
@@ -27,6 +29,8 @@ class Numerics:
     """Of the merged out, dq, dk and dv."""
     threads: MergeThreads | None
     """Who shares the merges; None: the calling thread alone."""
+    device: torch.device = _CPU
+    """Of all tensors."""
 
 
 def merge_outs(
@@ -48,8 +52,9 @@ def merge_outs(
     wire = numerics.wire
     shape = (wire.batch, output.num_rows, output.heads.size)
     dtype = numerics.result if is_result else wire.sums
-    out = torch.empty((*shape, wire.head_dim_v), dtype=dtype)
-    lse = torch.empty(shape, dtype=wire.sums)
+    device = numerics.device
+    out = torch.empty((*shape, wire.head_dim_v), dtype=dtype, device=device)
+    lse = torch.empty(shape, dtype=wire.sums, device=device)
     sinks = numerics.sinks if is_result else None
     merge_partials(partials, out, lse, sinks=sinks, threads=numerics.threads)
     return lse, out
@@ -60,7 +65,8 @@ def add_gradients(numerics: Numerics, output: Block, inputs: Sequence[Held]) -> 
     wire = numerics.wire
     shape = (wire.batch, output.num_rows, output.heads.size)
     sums = tuple(
-        torch.zeros((*shape, *width), dtype=wire.sums) for width, _ in wire.parts(output.kind)
+        torch.zeros((*shape, *width), dtype=wire.sums, device=numerics.device)
+        for width, _ in wire.parts(output.kind)
     )
     for held in inputs:
         first = held.block.heads.start - output.heads.start

@@ -1,18 +1,19 @@
 """The implementations of local attention, best first, and the choice among them.
 
-An implementation for CUDA is one more file like local_flash_cpu.py, with its own capability, and
-one more entry in `implementations`. Until there is one, CUDA tensors are computed by `tiled`.
+Another implementation is one more file like local_flash_cpu.py, with its own capability, and one
+more entry in `implementations`.
 """
 
 from tokenring.capability import LocalChoice, LocalNeeds, choose_capability
 from tokenring.local_flash_cpu import FlashCpu
+from tokenring.local_flash_cuda import FlashCuda
 from tokenring.local_protocol import LocalAttention
 from tokenring.local_tiled import Tiled
 
 
 def implementations() -> tuple[LocalAttention, ...]:
     """Return all of them, the preferred first."""
-    return (FlashCpu(), Tiled())
+    return (FlashCpu(), FlashCuda(), Tiled())
 
 
 def choose_local(needs: LocalNeeds, name: str = "auto") -> tuple[LocalAttention, LocalChoice]:
@@ -26,5 +27,8 @@ def choose_local(needs: LocalNeeds, name: str = "auto") -> tuple[LocalAttention,
         ConfigError: none meets the needs, or not the named one; the message has the reasons.
     """
     found = implementations()
+    if name == "auto":
+        # That the implementations for other devices cannot is no news.
+        found = tuple(local for local in found if needs.device in local.capability.devices) or found
     choice = choose_capability(needs, [local.capability for local in found], name)
     return next(local for local in found if local.capability.name == choice.name), choice

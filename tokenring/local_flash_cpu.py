@@ -11,7 +11,7 @@ Facts about the two ops (torch 2.13) that shape this file:
       there is none here, see tiles.py.
     - a row that sees only NaN scores may get lse 0 and out 0, see `_may_hide_nan`.
     - k and v may have fewer heads; q, k and v have one head_dim.
-    - backward reads `out` only for rowsum(dout * out), see `_pseudo_out`. An lse of -inf gives NaN
+    - backward reads `out` only for rowsum(dout * out), see pseudo_out.py. An lse of -inf gives NaN
       gradients, one of +inf gives zero: what a row that saw nothing shall get.
     - fp16 is computed by scalar code, backward 15 times slower than fp32: it is widened here.
 """
@@ -26,12 +26,12 @@ from tokenfabric.errors import ConfigError
 from tokenring.capability import Capability
 from tokenring.local_protocol import (
     BandBounds,
-    accumulation_dtype,
     check_block,
     check_gradients,
 )
 from tokenring.local_tiled import Tiled
 from tokenring.partial import Partial
+from tokenring.pseudo_out import pseudo_out
 from tokenring.tiles import Tile, split_band
 
 _FORWARD, _BACKWARD = (
@@ -113,7 +113,7 @@ class FlashCpu:
             return
         head_dim, head_dim_v = q.shape[3], v.shape[3]
         q, k, v, dout = _operands(q, k, v, dout)
-        out, dout = _pseudo_out(dout, delta)
+        out, dout = pseudo_out(dout, delta)
         lse = lse.masked_fill(torch.isneginf(lse), math.inf)
         masks: dict[Tile, Tensor] = {}
         for tile in tiles:
@@ -208,31 +208,3 @@ def _mask_of(tile: Tile, q: Tensor, masks: dict[Tile, Tensor]) -> Tensor | None:
             mask.masked_fill_(apart < tile.lower, -math.inf)
         masks[key] = mask
     return masks[key]
-
-
-def _pseudo_out(dout: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (out', dout) in the dtype of dout, with rowsum(dout * out') = delta.
-
-    out' = delta * dout / |dout|^2, the part of out that lies along dout. So a kernel that takes out
-    takes delta, which needs head_dim times less to be sent, and has the gradient of lse in it.
-
-    Where dout is zero, or vanishes against delta (which a gradient of lse alone can cause), no out'
-    is finite: such a row gets a dout of 2**-64 * |delta|, too small to be seen in any gradient.
-    """
-    wide = accumulation_dtype(dout.dtype)
-    dout_wide, delta = dout.to(wide), delta[..., None].to(wide)
-    largest = dout_wide.abs().amax(dim=-1, keepdim=True)
-    least = (delta.abs() * 2.0**-64).clamp(min=2.0**-100)
-    is_lost = (largest < least) & (delta != 0)
-    if is_lost.any():
-        first = torch.zeros_like(dout_wide)
-        first[..., :1] = least
-        dout_wide = torch.where(is_lost, first, dout_wide)
-        largest = torch.where(is_lost, least, largest)
-        dout = dout_wide.to(dout.dtype)
-    # Powers of the largest element would leave the range of fp32 where the element itself does not.
-    largest = largest.masked_fill(largest == 0, 1)
-    unit = dout_wide / largest
-    length = unit.square().sum(dim=-1, keepdim=True)
-    out = unit * (delta / (length.clamp(min=1) * largest))
-    return out.to(dout.dtype), dout

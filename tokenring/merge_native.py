@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,32 @@ def merge_on_cpu(
 ) -> None:
     """See `merge.merge_partials`; all tensors on the CPU, none fp64."""
     threads = _calling_thread() if threads is None else threads
-    codes = _dtype_codes()
     sinks = None if sinks is None else sinks.contiguous()
+    native.ring.merge_lse(
+        threads=threads.pool,
+        kernels=threads.kernels,
+        **_operands(partials, out, lse, sinks),
+    )
+
+
+def merge_on_cuda(
+    partials: Sequence[Partial], out: Tensor, lse: Tensor, *, sinks: Tensor | None
+) -> None:
+    """See `merge.merge_partials`; all tensors on one GPU, none fp64. Enqueued on its stream."""
+    sinks = None if sinks is None else sinks.contiguous()
+    with torch.cuda.device(out.device):
+        native.ring.merge_lse_cuda(
+            **_operands(partials, out, lse, sinks),
+            stream=torch.cuda.current_stream().cuda_stream,
+            num_blocks=0,
+        )
+
+
+def _operands(
+    partials: Sequence[Partial], out: Tensor, lse: Tensor, sinks: Tensor | None
+) -> dict[str, Any]:
+    """Return what both native merges take, by name."""
+    codes = _dtype_codes()
     pieces = [
         native.ring.MergePiece(
             out=partial.out.data_ptr(),
@@ -80,18 +105,16 @@ def merge_on_cpu(
         for partial in partials
     ]
     batch, rows, heads, head_dim = out.shape
-    native.ring.merge_lse(
-        threads=threads.pool,
-        kernels=threads.kernels,
-        pieces=pieces,
-        sinks=0 if sinks is None else sinks.data_ptr(),
-        out=out.data_ptr(),
-        out_strides=out.stride()[:3],
-        out_dtype=codes[out.dtype],
-        lse=lse.data_ptr(),
-        lse_strides=lse.stride(),
-        batch=batch,
-        rows=rows,
-        heads=heads,
-        head_dim=head_dim,
-    )
+    return {
+        "pieces": pieces,
+        "sinks": 0 if sinks is None else sinks.data_ptr(),
+        "out": out.data_ptr(),
+        "out_strides": out.stride()[:3],
+        "out_dtype": codes[out.dtype],
+        "lse": lse.data_ptr(),
+        "lse_strides": lse.stride(),
+        "batch": batch,
+        "rows": rows,
+        "heads": heads,
+        "head_dim": head_dim,
+    }

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
         partial_sum_buffer,
         reduce_scatter,
     )
+    from tokenweave.parallel_style import FusedNormParallel, PartialRowwiseParallel
     from tokenweave.quantized import allreduce_rmsnorm_quantized
     from tokenweave.quantized_output import QuantizedOutput
+    from tokenweave.row_parallel import PartialRowParallelLinear
+    from tokenweave.split import plan_split
+    from tokenweave.split_plan import SplitPlan
 
 __all__ = [
     "FusedAllReduceRMSNorm",
+    "FusedNormParallel",
+    "PartialRowParallelLinear",
+    "PartialRowwiseParallel",
     "QuantizedOutput",
+    "SplitPlan",
     "WeaveConfig",
     "all_gather",
     "all_reduce",
@@ -34,13 +42,18 @@ __all__ = [
     "from_pretrained",
     "parallelize",
     "partial_sum_buffer",
+    "plan_split",
     "reduce_scatter",
     "restore",
 ]
 
 _LAZY = {
     "FusedAllReduceRMSNorm": "tokenweave.layers",
+    "FusedNormParallel": "tokenweave.parallel_style",
+    "PartialRowParallelLinear": "tokenweave.row_parallel",
+    "PartialRowwiseParallel": "tokenweave.parallel_style",
     "QuantizedOutput": "tokenweave.quantized_output",
+    "SplitPlan": "tokenweave.split_plan",
     "WeaveConfig": "tokenweave.config",
     "all_gather": "tokenweave.ops",
     "all_reduce": "tokenweave.ops",
@@ -50,6 +63,7 @@ _LAZY = {
     "from_pretrained": "tokenweave.integrations",
     "parallelize": "tokenweave.integrations",
     "partial_sum_buffer": "tokenweave.ops",
+    "plan_split": "tokenweave.split",
     "reduce_scatter": "tokenweave.ops",
     "restore": "tokenweave.integrations",
 }

@@ -35,6 +35,7 @@ class FusedCall:
     """Of this rank's residual."""
     residual_dtype: torch.dtype
     weight_shape: torch.Size
+    device: torch.device
 
     def check(
         self,
@@ -51,18 +52,20 @@ class FusedCall:
             ConfigError: names what is.
         """
         is_ready, dtype, shape = checks.is_ready, key[1], self.weight_shape
+        device, rows, kept = self.device, self.rows_shape, self.residual_dtype
+        gpu, is_rms = device.index, key[6] == "rms_norm"
         if not (
-            is_ready(x_partial, key[0], dtype)
-            and is_ready(weight, shape, key[2])
-            and (residual is None or is_ready(residual, self.rows_shape, self.residual_dtype))
-            and (bias is None or is_ready(bias, shape, dtype))
-            and (norm_bias is None or (key[6] != "rms_norm" and is_ready(norm_bias, shape, key[2])))
+            is_ready(x_partial, key[0], dtype, gpu)
+            and is_ready(weight, shape, key[2], gpu)
+            and (residual is None or is_ready(residual, rows, kept, gpu))
+            and (bias is None or is_ready(bias, shape, dtype, gpu))
+            and (norm_bias is None or (not is_rms and is_ready(norm_bias, shape, key[2], gpu)))
         ):
-            checks.any_dtype("x_partial", x_partial)
-            checks.like("weight", weight, shape, key[2])
-            checks.like("residual", residual, self.rows_shape, self.residual_dtype)
-            checks.like("bias", bias, shape, dtype)
-            checks.like("norm_bias", norm_bias, shape, key[2])
+            checks.any_dtype("x_partial", x_partial, device)
+            checks.like("weight", weight, shape, key[2], device)
+            checks.like("residual", residual, rows, kept, device)
+            checks.like("bias", bias, shape, dtype, device)
+            checks.like("norm_bias", norm_bias, shape, key[2], device)
             if norm_bias is not None and key[6] == "rms_norm":
                 raise ConfigError("norm_bias is for layer_norm: rms_norm has none")
         checks.no_gradient(
@@ -95,7 +98,7 @@ def check_residual_dtype(residual: torch.Tensor | None, residual_dtype: torch.dt
 
 def _prepare(world: "World", key: Key, x_partial: torch.Tensor, weight: torch.Tensor) -> FusedCall:
     _, dtype, _, residual_layout, algorithm, is_shared, norm, numerics, kept_dtype, quantized = key
-    num_tokens, hidden = checks.activation("x_partial", x_partial)
+    num_tokens, hidden = checks.activation("x_partial", x_partial, world.device)
     for name, value, options in (
         ("norm", norm, get_args(NormKind)),
         ("numerics", numerics, get_args(Numerics)),
@@ -107,7 +110,8 @@ def _prepare(world: "World", key: Key, x_partial: torch.Tensor, weight: torch.Te
     if residual_dtype != dtype and (residual_dtype != torch.float32 or is_drop_in):
         wanted = dtype if is_drop_in else f"{dtype} or torch.float32"
         raise ConfigError(f"a residual beside {dtype} must be {wanted}, got {residual_dtype}")
-    checks.vector("weight", weight, hidden, (dtype,) if is_drop_in else (dtype, torch.float32))
+    weight_dtypes = (dtype,) if is_drop_in else (dtype, torch.float32)
+    checks.vector("weight", weight, hidden, weight_dtypes, world.device)
     output: Output = "shared" if is_shared else "private"
     reduce = prepare_reduction(
         world,
@@ -125,4 +129,4 @@ def _prepare(world: "World", key: Key, x_partial: torch.Tensor, weight: torch.Te
         quantized=quantized,
     )
     rows_shape = residual_shape(x_partial, world, num_tokens, hidden, residual_layout)
-    return FusedCall(reduce, rows_shape, residual_dtype, torch.Size((hidden,)))
+    return FusedCall(reduce, rows_shape, residual_dtype, torch.Size((hidden,)), world.device)

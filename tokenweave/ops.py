@@ -1,4 +1,4 @@
-"""The collectives of tokenweave on a world of CPU ranks.
+"""The collectives of tokenweave on a world of ranks on CPUs or GPUs.
 
 Every function here is collective: all ranks of the world call it with the same shapes, dtype and
 options, in the same order. What a rank passes otherwise is noticed on all ranks before anything
@@ -8,6 +8,10 @@ tokenweave/torch_ops.py.
 
 Errors common to all: ConfigError for a bad argument (this rank only, before it takes part),
 MismatchError, PeerLostError, CommTimeoutError as tokenfabric.errors says.
+
+On GPUs a call returns when its kernel is enqueued on the current stream, and may be captured into a
+CUDA graph. What goes wrong there fills the results with NaN and is raised by the next call. Tensors
+of other libraries on the same device (CuPy, NumPy) are taken through DLPack.
 """
 
 import math
@@ -19,6 +23,8 @@ import torch
 from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenweave import checks, host_moves, torch_ops
+from tokenweave.arrays import from_dlpack
+from tokenweave.cuda import moves as cuda_moves
 from tokenweave.forms import NormKind, Numerics
 from tokenweave.fused_call import FusedCall, Key, check_residual_dtype, prepare_fused
 from tokenweave.native_call import address
@@ -100,6 +106,11 @@ def allreduce_rmsnorm(
             x_partial, residual, weight, bias, eps, weight_offset, residual_layout, algorithm,
             world.group_name, norm, norm_bias, numerics, residual_dtype, out, residual_out,
         )  # fmt: skip
+    if not isinstance(x_partial, torch.Tensor):
+        x_partial, residual, weight, bias, norm_bias, residual_out = map(
+            from_dlpack, (x_partial, residual, weight, bias, norm_bias, residual_out)
+        )
+        out = out if isinstance(out, SharedOutput) else from_dlpack(out)
     if residual_dtype is not None:
         check_residual_dtype(residual, residual_dtype)
     kept_dtype = residual_dtype if residual is None else residual.dtype
@@ -111,9 +122,11 @@ def allreduce_rmsnorm(
     if isinstance(out, SharedOutput):
         normed_address, normed = out.slot(shape, dtype)
     else:
-        normed = checks.output("out", out, shape, dtype)
+        normed = checks.output("out", out, shape, dtype, call.device)
         normed_address = address(normed)
-    residual_out = checks.output("residual_out", residual_out, call.rows_shape, call.residual_dtype)
+    residual_out = checks.output(
+        "residual_out", residual_out, call.rows_shape, call.residual_dtype, call.device
+    )
     call.reduce(
         world, x_partial, residual, bias, weight, normed_address, residual_out, eps, weight_offset,
         norm_bias,
@@ -140,10 +153,11 @@ def all_reduce(
     """
     if torch.compiler.is_compiling() and out is None:
         return torch.ops.tokenweave.all_reduce(x, algorithm, world.group_name)
-    checks.tensor("x", x)
+    x, out = from_dlpack(x), from_dlpack(out)
+    checks.tensor("x", x, world.device)
     checks.no_gradient(x=x)
     num_rows, row_elems = flat_rows(x)
-    out = checks.output("out", out, x.shape, x.dtype)
+    out = checks.output("out", out, x.shape, x.dtype, world.device)
     reduction = prepare_reduction(
         world,
         native.weave.OP_ALL_REDUCE,
@@ -169,10 +183,11 @@ def reduce_scatter(
     """
     if torch.compiler.is_compiling() and out is None:
         return torch.ops.tokenweave.reduce_scatter(x, world.group_name)
-    num_tokens, hidden = checks.activation("x", x)
+    x, out = from_dlpack(x), from_dlpack(out)
+    num_tokens, hidden = checks.activation("x", x, world.device)
     checks.no_gradient(x=x)
     shape = residual_shape(x, world, num_tokens, hidden, "row_sharded")
-    out = checks.output("out", out, shape, x.dtype)
+    out = checks.output("out", out, shape, x.dtype, world.device)
     reduction = prepare_reduction(
         world,
         native.weave.OP_REDUCE_SCATTER,
@@ -207,7 +222,8 @@ def all_gather(
         return torch.ops.tokenweave.all_gather(
             x, dim, None if sizes is None else list(sizes), world.group_name
         )
-    checks.any_dtype("x", x)
+    x, out = from_dlpack(x), from_dlpack(out)
+    checks.any_dtype("x", x, world.device)
     checks.no_gradient(x=x)
     if x.dim() == 0 or dim not in (0, -1, x.dim() - 1):
         raise ConfigError(
@@ -221,11 +237,13 @@ def all_gather(
         )
     shape = list(x.shape)
     shape[dim] = sum(extents)
-    out = checks.output("out", out, torch.Size(shape), x.dtype)
+    out = checks.output("out", out, torch.Size(shape), x.dtype, world.device)
     rows = 1 if dim == 0 else math.prod(x.shape[:-1])
     unit = x.dtype.itemsize * (math.prod(x.shape[1:]) if dim == 0 else 1)
     column_bytes = [extent * unit for extent in extents]
-    if world.hosts is None:
+    if world.cuda is not None:
+        cuda_moves.all_gather(world, x, out, rows, column_bytes)
+    elif world.hosts is None:
         native.weave.all_gather(world.comm, x.data_ptr(), out.data_ptr(), rows, column_bytes)
     else:
         host_moves.all_gather(world, x, out, rows, column_bytes)
@@ -243,9 +261,12 @@ def broadcast(x: torch.Tensor, *, world: "World", src: int = 0) -> torch.Tensor:
     if torch.compiler.is_compiling():
         torch.ops.tokenweave.broadcast_(x, src, world.group_name)
         return x
-    checks.any_dtype("x", x)
+    x = from_dlpack(x)
+    checks.any_dtype("x", x, world.device)
     checks.no_gradient(x=x)
-    if world.hosts is None:
+    if world.cuda is not None:
+        cuda_moves.broadcast(world, x, src)
+    elif world.hosts is None:
         native.weave.broadcast(world.comm, x.data_ptr(), x.numel() * x.dtype.itemsize, src)
     else:
         host_moves.broadcast(world, x, src)
@@ -270,6 +291,8 @@ def partial_sum_buffer(
     """
     comm = world.host_comm
     count = num_tokens * hidden
+    if world.cuda is not None:
+        return world.cuda.partial_sums((num_tokens, hidden), dtype)
     if comm.size == 1 or count == 0 or count * dtype.itemsize > comm.partial_bytes:
         return None
     workspace = comm.workspace(comm.rank)

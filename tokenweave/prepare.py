@@ -1,10 +1,12 @@
-"""From a reduction on a world to what runs it: on one host one native call, on several a walk."""
+"""From a reduction on a world to what runs it: one native call, on several hosts a walk."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenfabric.errors import ConfigError
+from tokenweave.cuda.call import CudaReduction
+from tokenweave.cuda.prepare import cheapest_layout_on_gpus, prepare_cuda
 from tokenweave.forms import NormKind, Numerics
 from tokenweave.hierarchical import HierarchicalReduction
 from tokenweave.host_plan import plan_forward_pass, plan_hierarchical
@@ -16,7 +18,7 @@ from tokenweave.quantized_output import QuantizedOutput
 if TYPE_CHECKING:
     from tokenfabric.world import World
 
-Prepared = PreparedReduction | HierarchicalReduction
+Prepared = PreparedReduction | HierarchicalReduction | CudaReduction
 
 
 def prepare_reduction(
@@ -35,6 +37,7 @@ def prepare_reduction(
     norm: NormKind = "rms_norm",
     numerics: Numerics = "fused",
     quantized: QuantizedOutput | None = None,
+    sm_budget: int | None = None,
 ) -> Prepared:
     """Plan a reduction of [num_tokens, hidden] and settle all of it but the tensors.
 
@@ -48,10 +51,28 @@ def prepare_reduction(
         algorithm, output, residual_layout, has_residual: see `tokenweave.plan.plan_reduction`.
         residual_dtype, norm, numerics, quantized: see `tokenweave.allreduce_rmsnorm_quantized`;
             other than the defaults on one host only.
+        sm_budget: on GPUs, SMs that the kernel may take; equal on all ranks.
 
     Raises:
         ConfigError: the world cannot do it, or is closed.
     """
+    if world.cuda is not None:
+        return prepare_cuda(
+            world,
+            num_tokens=num_tokens,
+            hidden=hidden,
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            algorithm=algorithm,
+            output=output,
+            residual_layout=residual_layout,
+            has_residual=has_residual,
+            residual_dtype=residual_dtype,
+            norm=norm,
+            numerics=numerics,
+            quantized=quantized,
+            sm_budget=sm_budget,
+        )
     if world.layout.num_hosts == 1:
         kept_bytes = hidden * (residual_dtype or dtype).itemsize
         normed_bytes = hidden * dtype.itemsize
@@ -112,6 +133,8 @@ def cheapest_residual_layout(
     With row owners the other rows of the residual need not travel. One-shot on one host, and one
     message between hosts, reduce or finish rows in more places and need them there.
     """
+    if world.cuda is not None:
+        return cheapest_layout_on_gpus(world, num_tokens=num_tokens, hidden=hidden, dtype=dtype)
     if world.layout.num_hosts == 1:
         return plan_residual_layout(
             num_tokens=num_tokens,

@@ -8,7 +8,7 @@ from tokenfabric.errors import ConfigError
 from tokenweave import checks, torch_quantized
 from tokenweave.forms import NormKind, Numerics
 from tokenweave.fused_call import FusedCall, Key, check_residual_dtype, prepare_fused
-from tokenweave.native_call import PreparedReduction
+from tokenweave.hierarchical import HierarchicalReduction
 from tokenweave.plan import Algorithm, ResidualLayout
 from tokenweave.quantized_output import QuantizedOutput
 
@@ -84,11 +84,11 @@ def allreduce_rmsnorm_quantized(
     call.check(key, x_partial, residual, weight, bias, norm_bias)
     if out is None:
         codes, scales, normed = torch_quantized.empty_results(x_partial, output)
-        new_residual = torch.empty(call.rows_shape, dtype=call.residual_dtype)
+        new_residual = x_partial.new_empty(call.rows_shape, dtype=call.residual_dtype)
         out = QuantizedRows(codes, scales, new_residual, normed)
     else:
         _check_out(out, x_partial, output, call)
-    assert isinstance(call.reduce, PreparedReduction), "several hosts are refused by prepare_fused"
+    assert not isinstance(call.reduce, HierarchicalReduction), "refused by prepare_fused"
     call.reduce.quantized(
         world, x_partial, residual, bias, weight, norm_bias, out.normed, out.residual,
         out.quantized, None if output.scale is not None else out.scales, eps, weight_offset,
@@ -101,10 +101,10 @@ def _check_out(
 ) -> None:
     code_dtype = torch_quantized.CODE_DTYPE[output.format]
     scales_shape = torch.Size(output.scales_shape(x.shape[:-1], x.shape[-1]))
-    checks.like("out.quantized", out.quantized, x.shape, code_dtype)
-    checks.like("out.scales", out.scales, scales_shape, torch.float32)
-    checks.like("out.residual", out.residual, call.rows_shape, call.residual_dtype)
-    checks.like("out.normed", out.normed, x.shape, x.dtype)
+    checks.like("out.quantized", out.quantized, x.shape, code_dtype, x.device)
+    checks.like("out.scales", out.scales, scales_shape, torch.float32, x.device)
+    checks.like("out.residual", out.residual, call.rows_shape, call.residual_dtype, x.device)
+    checks.like("out.normed", out.normed, x.shape, x.dtype, x.device)
     if (out.normed is not None) != output.keeps_normed:
         raise ConfigError(f"out.normed must be there exactly if it is kept, which {output} says")
     if output.scale is not None:

@@ -31,9 +31,14 @@ class SharedOutput:
             max_tokens, hidden, dtype: the largest result.
 
         Raises:
-            ConfigError: a size is not positive, or there is not enough memory.
+            ConfigError: a size is not positive, there is not enough memory, or the world is on
+                GPUs.
             MismatchError: the ranks ask for different sizes.
         """
+        if world.cuda is not None:
+            raise ConfigError(
+                "a SharedOutput is for ranks on CPUs: on GPUs let `out` lie in a SymmetricBuffer"
+            )
         if max_tokens <= 0 or hidden <= 0:
             raise ConfigError(f"a shared output needs positive sizes, got {max_tokens} x {hidden}")
         self.max_tokens, self.hidden, self.dtype = max_tokens, hidden, dtype

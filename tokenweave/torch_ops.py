@@ -225,7 +225,10 @@ def _refusing_gradients(name: str) -> Callable[..., Any]:
 def define(name: str, signature: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define torch.ops.tokenweave.<name>."""
     _LIBRARY.define(f"{name}({signature}")
+    # The same function for both: what runs is the world's choice, and a tensor on another device
+    # than the world is refused by name.
     _LIBRARY.impl(name, kernel, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
     _LIBRARY.impl(name, _refusing_gradients(name), "Autograd")
     torch.library.register_fake(f"tokenweave::{name}", fake, lib=_LIBRARY)
 

@@ -97,6 +97,7 @@ def _about_native() -> dict[str, Any]:
         "row_kernels": native.weave.usable_row_kernels(),
         "available_bytes": native.fabric.available_memory_bytes(),
         "problem": None,
+        "cuda_problem": native.cuda.runtime().problem or None,
     }
 
 

@@ -39,7 +39,7 @@ def find(machine: Machine) -> Findings:
             basic,
             *row_kernels(machine),
             several_hosts(basic),
-            *gpu_paths(machine.gpus),
+            *gpu_paths(machine),
             *models(machine, basic),
             ray(machine),
             build(machine),
@@ -68,5 +68,8 @@ def _hints(machine: Machine) -> tuple[str, ...]:
             hints.append(f"{cpu.num_numa_nodes} NUMA nodes: keep each rank's cores on one of them")
     torch = machine.torch
     if torch is not None and torch.num_gpus:
-        hints.append("this version computes on CPUs: torch's GPUs are not used")
+        hints.append(
+            "models run on CPUs in this version; the operations of tokenweave run on GPUs in a "
+            "world made with tokenfabric.init(device='cuda')"
+        )
     return tuple(hints)

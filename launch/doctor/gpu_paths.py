@@ -1,43 +1,82 @@
-"""What GPUs could be used for. Pure."""
+"""What this host's GPUs could do together, one rank each. Pure."""
 
 from collections.abc import Iterable
 
 from launch.doctor.execution_path import ExecutionPath
-from launch.doctor.machine import Gpus
+from launch.doctor.machine import Gpu, Gpus, Machine
+from tokenfabric.cuda.capability import AgreedCapability, CudaCapability, agree
+
+_UNPROVEN = "no measurement on several GPUs has been published with this version"
 
 
-def gpu_paths(gpus: Gpus | None) -> Iterable[ExecutionPath]:
-    """Yield the CUDA paths: none is in this version, and the hardware may not be either."""
-    for name, lacks in (
-        ("CUDA, NVLink multicast (multimem)", _lacks_multicast(gpus)),
-        ("CUDA, peer to peer", _lacks_peers(gpus)),
+def gpu_paths(machine: Machine) -> Iterable[ExecutionPath]:
+    """Yield the CUDA paths; what the ranks would agree on says which of them are taken."""
+    problem = _why_no_kernels(machine)
+    agreed = None if machine.gpus is None else _agreement(machine.gpus)
+    lacks_gpus = _lacks_gpus(machine.gpus)
+    yield _path("CUDA kernels", problem or lacks_gpus, "compiled in", problem)
+    for name, reaches in (
+        ("CUDA, NVLink multicast (multimem)", ("multicast",)),
+        ("CUDA, peer to peer", ("multicast", "peer")),
     ):
-        why = "not in this version"
-        yield ExecutionPath(name=name, runs=False, why=why if lacks is None else f"{why}; {lacks}")
+        lacks = problem or lacks_gpus or _lacks(agreed, reaches)
+        why = "" if agreed is None else f"{agreed.explain()}; {_UNPROVEN}"
+        yield _path(name, lacks, why, problem)
 
 
-def _lacks_gpus(gpus: Gpus | None, count: int) -> str | None:
+def _path(name: str, lacks: str | None, why: str, problem: str | None) -> ExecutionPath:
+    if lacks is None:
+        return ExecutionPath(name=name, runs=True, why=why)
+    advice: tuple[str, ...] = ()
+    if problem is not None and "TOKEN_CUDA=on" in problem:
+        advice = ("build it where nvcc is: TOKEN_CUDA=on pip install -e .",)
+    return ExecutionPath(name=name, runs=False, why=lacks, advice=advice)
+
+
+def _why_no_kernels(machine: Machine) -> str | None:
+    """Return why this process could launch nothing, None if it could."""
+    if machine.native is None or machine.native.problem is not None:
+        return "the native module does not load"
+    if machine.native.cuda_problem is not None:
+        return machine.native.cuda_problem
+    if machine.torch is None or machine.torch.problem is not None:
+        return "torch does not work"
+    if not machine.torch.num_gpus:
+        return f"torch {machine.torch.version} ({machine.torch.build}) finds no usable GPU"
+    return None
+
+
+def _lacks_gpus(gpus: Gpus | None) -> str | None:
     if gpus is None:
         return "whether there is a GPU is not known"
-    if not gpus.devices:
-        return f"no GPU: {gpus.problem}"
-    return None if len(gpus.devices) >= count else f"only {len(gpus.devices)} GPU"
+    return None if gpus.devices else f"no GPU: {gpus.problem}"
 
 
-def _lacks_multicast(gpus: Gpus | None) -> str | None:
-    lacks = _lacks_gpus(gpus, 2)
-    if lacks is not None or gpus is None:
-        return lacks
-    without = [idx for idx, gpu in enumerate(gpus.devices) if not gpu.has_multicast]
-    if without:
-        return f"no multicast on GPU(s) {', '.join(map(str, without))}"
-    unlinked = [idx for idx, gpu in enumerate(gpus.devices) if gpu.num_nvlinks == 0]
-    return f"no NVLink on GPU(s) {', '.join(map(str, unlinked))}" if unlinked else None
+def _agreement(gpus: Gpus) -> AgreedCapability | None:
+    """Return what a rank on each GPU of this host would agree on."""
+    count = len(gpus.devices)
+    capabilities = [_capability(index, gpu, count) for index, gpu in enumerate(gpus.devices)]
+    return agree(capabilities) if capabilities else None
 
 
-def _lacks_peers(gpus: Gpus | None) -> str | None:
-    lacks = _lacks_gpus(gpus, 2)
-    if lacks is not None or gpus is None:
-        return lacks
-    alone = [idx for idx, gpu in enumerate(gpus.devices) if len(gpu.peers) < len(gpus.devices) - 1]
-    return f"GPU(s) {', '.join(map(str, alone))} cannot map all others" if alone else None
+def _capability(index: int, gpu: Gpu, count: int) -> CudaCapability:
+    major, _, minor = gpu.compute_capability.partition(".")
+    others = set(range(count)) - {index}
+    return CudaCapability(
+        host="this",
+        problem="",
+        device=str(index),
+        name=gpu.name,
+        compute_capability=(int(major), int(minor)),
+        has_multicast=gpu.has_multicast and gpu.num_nvlinks != 0,
+        unreachable=tuple(str(other) for other in sorted(others - set(gpu.peers))),
+    )
+
+
+def _lacks(agreed: AgreedCapability | None, reaches: tuple[str, ...]) -> str | None:
+    """Return why the ranks would not use any of these ways, None if they would."""
+    if agreed is None:
+        return "whether GPUs reach each other is not known"
+    if agreed.world_size < 2:
+        return "only 1 GPU"
+    return None if agreed.reach in reaches else agreed.reason

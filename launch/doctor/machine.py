@@ -110,6 +110,8 @@ class NativeModule:
     available_bytes: int | None
     """Memory that this process may still use, its control groups' limits counted."""
     problem: str | None
+    cuda_problem: str | None = None
+    """Why it can launch nothing on a GPU, None if it can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

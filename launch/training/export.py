@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 import tokenring
 from launch.training.trainer import Trainer
+from tokenweave.integrations.unsharded import no_progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +32,12 @@ def export_model(
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.config.dtype = dtype
-        model.save_pretrained(
-            unfinished,
-            state_dict={
-                name.removeprefix(_PREFIX): x.to(dtype)  # type: ignore[union-attr]
-                for name, x in weights.items()
-            },
-        )
+        named = {
+            name.removeprefix(_PREFIX): x.to(dtype)  # type: ignore[union-attr]
+            for name, x in weights.items()
+        }
+        with no_progress_bar():
+            model.save_pretrained(unfinished, state_dict=named)
         tokenizer.save_pretrained(unfinished)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)

@@ -14,6 +14,8 @@ OPTIONS = {
     "--eval-rows --keep-checkpoints --launcher --learning-rate --max-gradient-norm --max-restarts "
     "--min-learning-rate --model --no-pin --no-recompute --nodes --output --pin --recompute --ring "
     "--rows-per-step --seed --steps --threads --timeout-s --warmup-steps --weight-decay",
+    "plan": "--alignment --batch --explain --gpu --model --past --tokens --tp",
+    "trace": "--alignment --batch --gpu --model --output --past --tokens --tp",
     "verify": "--attention --causal --dtype --head-dim --heads --kv-heads --max-new-tokens --model "
     "--no-causal --no-pin --partition --pin --ranks --ring --softcap --strategy --threads "
     "--timeout-s --tokens --window",

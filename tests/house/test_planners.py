@@ -6,29 +6,19 @@ import pytest
 
 from tests.house.tree import Import, imports_of, is_within, modules
 
-RING_PLANNERS = (
-    "blocks capability check check_coverage choose cost decode_plan direction explain inputs "
-    "kernels lower mask movement partition plan positions problem push rank_plan reach relay "
-    "results runs tiles topology"
-)
-PLANNERS = (
-    "tokenfabric.placement",
-    "tokenfabric.placement_advice",
-    "tokenfabric.schedule",
-    "tokenweave.plan",
-    "tokenweave.host_plan",
-    "tokenweave.shard_plan",
-    "tokenweave.waves",
-    "launch.doctor.cpu_paths",
-    "launch.doctor.execution_path",
-    "launch.doctor.findings",
-    "launch.doctor.gpu_paths",
-    "launch.doctor.machine",
-    "launch.doctor.model_paths",
-    "launch.doctor.requirements",
-    "launch.job",
-    *(f"tokenring.{name}" for name in RING_PLANNERS.split()),
-)
+# Names by what comes before them.
+PLANNERS_OF = {
+    "tokenfabric": "cuda.capability kernel machine placement placement_advice schedule simulate "
+    "timeline trace",
+    "tokenweave": "batch block_cost cuda.plan cuda.table device host_plan model_shape plan "
+    "reduction_cost shard_plan split split_cost split_plan split_reasons stage_work waves",
+    "tokenring": "blocks capability check check_coverage choose cost decode_plan direction explain "
+    "inputs kernels lower mask movement partition plan positions problem push rank_plan reach "
+    "relay results runs tiles topology windows",
+    "launch": "job",
+    "launch.doctor": "cpu_paths execution_path findings gpu_paths machine model_paths requirements",
+}
+PLANNERS = {f"{head}.{name}" for head, names in PLANNERS_OF.items() for name in names.split()}
 CONFIGS = ("tokenweave.config", "tokenring.config")
 IMPURE = "os io time datetime pathlib random socket subprocess threading multiprocessing tempfile"
 PURE = {*PLANNERS, *CONFIGS, "tokenfabric.errors"} | (sys.stdlib_module_names - set(IMPURE.split()))

@@ -12,9 +12,10 @@ PUBLIC = {
     "ring_prefill shard shard_labels token_cross_entropy unshard",
     "tokenfabric": "CommError CommTimeoutError ConfigError MismatchError PeerLostError "
     "SymmetricBuffer TokenFabricError TopologyError World init",
-    "tokenweave": "FusedAllReduceRMSNorm QuantizedOutput WeaveConfig all_gather all_reduce "
+    "tokenweave": "FusedAllReduceRMSNorm FusedNormParallel PartialRowParallelLinear "
+    "PartialRowwiseParallel QuantizedOutput SplitPlan WeaveConfig all_gather all_reduce "
     "allreduce_rmsnorm allreduce_rmsnorm_quantized broadcast from_pretrained parallelize "
-    "partial_sum_buffer reduce_scatter restore",
+    "partial_sum_buffer plan_split reduce_scatter restore",
 }
 
 

@@ -126,6 +126,7 @@ def on_virtual_ranks(
     mutate: Mutate = lambda plan: plan.ranks,
     wire: Callable[[WireFormat], WireFormat] = lambda wire: wire,
     pick: Callable[[Sequence[int]], int] = lambda ready: ready[0],
+    device: str = "cpu",
 ) -> Results:
     """Return the same from virtual ranks, put together to wholes.
 
@@ -134,15 +135,16 @@ def on_virtual_ranks(
         mutate: returns the ranks' plans, for seeded mistakes.
         wire: returns the wire format, for the same.
         pick: which rank goes on, of those that could.
+        device: where all ranks compute; the results are on it.
     """
     layout, attention = case.layout, case.attention
     rows = [torch.tensor(layout.shard_indices(r), dtype=torch.long) for r in range(case.world_size)]
-    q, k, v, dout = ([x[:, index] for index in rows] for x in case.tensors())
+    q, k, v, dout = ([x[:, index].to(device) for index in rows] for x in case.tensors())
 
     def run(direction: Pass, inputs: list[Parts]) -> list[Parts]:
         plan = attention.plan(direction, Topology.preset("shared_memory"))
         ranks = mutate(plan)
-        local, _ = choose_kernels(attention, plan)
+        local, _ = choose_kernels(attention, plan, torch.device(device).type)
         numerics = Numerics(
             local=local,
             scale=attention.scale,
@@ -151,6 +153,7 @@ def on_virtual_ranks(
             wire=wire(wire_format(attention)),
             result=attention.dtype,
             threads=None,
+            device=torch.device(device),
         )
 
         def work(channel: VirtualChannel) -> Walk:
@@ -161,10 +164,10 @@ def on_virtual_ranks(
                 assert sum(channel.bytes_sent.values()) == plan.bytes_sent(channel.rank)
             return results
 
-        return run_virtual_ranks(case.world_size, work, pick)
+        return run_virtual_ranks(case.world_size, work, pick, device)
 
     made = run("forward", [{"q": (q[r],), "kv": (k[r], v[r])} for r in range(case.world_size)])
-    empty = q[0].new_empty((2, 0, case.heads_q, 8)), torch.empty((2, 0, case.heads_q))
+    empty = q[0].new_empty((2, 0, case.heads_q, 8)), q[0].new_empty((2, 0, case.heads_q)).float()
     out = [made[r]["out"][1] if "out" in made[r] else empty[0] for r in range(case.world_size)]
     lse = [made[r]["out"][0] if "out" in made[r] else empty[1] for r in range(case.world_size)]
     packs: list[Parts] = [
@@ -178,7 +181,7 @@ def on_virtual_ranks(
             parts["dq"].append(gradients[r]["dq"][0])
             parts["dk"].append(gradients[r]["dkv"][0])
             parts["dv"].append(gradients[r]["dkv"][1])
-    order = torch.tensor(layout.unshard_indices(), dtype=torch.long)
+    order = torch.tensor(layout.unshard_indices(), dtype=torch.long, device=device)
     return {name: torch.cat(parts[name], dim=1)[:, order] for name in NAMES}
 
 

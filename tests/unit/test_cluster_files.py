@@ -49,7 +49,11 @@ FAKE = """#!/usr/bin/env bash
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$(basename "$0")" in
     scontrol) printf 'node1\\nnode2\\n' ;;
-    srun) [[ "$*" == *hostname* ]] && echo 10.0.0.1 || true ;;
+    srun)
+        [[ "$*" == *hostname* ]] && echo 10.0.0.1
+        # The command ends the cluster: not before the workers' calls are there.
+        [[ "$*" == *launch* ]] && until grep -q "node2 ray start" "$CALLS"; do :; done
+        true ;;
 esac
 """
 

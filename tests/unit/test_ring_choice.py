@@ -1,6 +1,7 @@
 """Which implementation of local attention is taken, and why."""
 
 import pytest
+import torch
 
 from tokenfabric.errors import ConfigError
 from tokenring.capability import Capability, LocalNeeds, choose_capability
@@ -22,16 +23,36 @@ def test_choice_and_its_reasons() -> None:
     assert choice.explain() == "flash_cpu"
     _, choice = choose_local(needs(has_softcap=True))
     assert choice.explain() == "tiled (flash_cpu: has no softcap)"
-    _, choice = choose_local(needs(device="cuda"))
-    assert choice.explain() == "tiled (flash_cpu: runs on cpu, not on cuda)"
     assert choose_local(needs(), "tiled")[1].name == "tiled"
+
+
+@pytest.mark.parametrize(
+    ("is_built", "changes", "expected"),
+    [
+        (True, {}, "flash_cuda"),
+        (True, {"bands": frozenset({"window"})}, "flash_cuda"),
+        (True, {"dtype": "float32"}, "tiled (flash_cuda: computes bfloat16, float16, not float32)"),
+        (True, {"has_softcap": True}, "tiled (flash_cuda: has no softcap)"),
+        (True, {"head_dim": 512}, "tiled (flash_cuda: takes head dimensions up to 256, not 512)"),
+        (True, {"is_deterministic": True}, "tiled (flash_cuda: is not deterministic)"),
+        (False, {}, "tiled (flash_cuda: needs a torch built with flash attention)"),
+    ],
+)
+def test_choice_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, is_built: bool, changes: dict[str, object], expected: str
+) -> None:
+    """By what the kernels can do; asking starts no GPU."""
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: is_built)
+    assert choose_local(needs(device="cuda", **changes))[1].explain() == expected
 
 
 def test_refusals_of_a_choice() -> None:
     """What none can do, or not the named one, is refused by name."""
     with pytest.raises(ConfigError, match="'flash_cpu' cannot do this: it has no softcap"):
         choose_local(needs(has_softcap=True), "flash_cpu")
-    with pytest.raises(ConfigError, match="'flash_9' does not exist; pass one of flash_cpu, tiled"):
+    with pytest.raises(
+        ConfigError, match="'flash_9' does not exist; pass one of flash_cpu, flash_cuda, tiled"
+    ):
         choose_local(needs(), "flash_9")
     with pytest.raises(ConfigError, match=r"flash_cpu: computes .*, not int8; tiled: computes"):
         choose_local(needs(dtype="int8"))

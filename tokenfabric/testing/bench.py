@@ -130,6 +130,7 @@ def measure(
     budget: Budget | None = None,
     calls_per_sample: int = 1,
     prime: bool = True,
+    finish: Callable[[], None] | None = None,
 ) -> Cell:
     """Time every provider on one problem. Collective when `ranks` has several.
 
@@ -147,6 +148,7 @@ def measure(
             `Prepared` one then runs its untimed step once for all of them.
         prime: one untimed call before each sample, so that a provider finds its own data in the
             caches and not what the provider before it left there.
+        finish: waits for what calls have only enqueued; part of the time that is measured.
 
     Raises:
         KeyError: `baseline` is not a provider.
@@ -167,6 +169,8 @@ def measure(
     def sample(call: Call | Prepared) -> float:
         if prime:
             call()
+            if finish is not None:
+                finish()
         if isinstance(call, Prepared):
             call.prepare()
             call = call.call
@@ -174,6 +178,8 @@ def measure(
         start_ns = time.perf_counter_ns()
         for _ in range(calls_per_sample):
             call()
+        if finish is not None:
+            finish()
         return (time.perf_counter_ns() - start_ns) * 1e-9 / calls_per_sample
 
     with _no_garbage_collection():
