@@ -83,7 +83,7 @@ def kill_a_worker_after(steps: int, output: Path, killed: list[int]) -> None:
     workers = [
         int(folder.name)
         for folder in Path("/proc").iterdir()
-        if folder.name.isdecimal() and is_worker(folder)
+        if folder.name.isdecimal() and is_worker(folder) and is_below_me(int(folder.name))
     ]
     killed.append(max(workers))
     os.kill(max(workers), signal.SIGKILL)
@@ -94,6 +94,19 @@ def is_worker(folder: Path) -> bool:
         return (folder / "cmdline").read_bytes().startswith(WORKER)
     except OSError:
         return False  # it has just ended
+
+
+def is_below_me(pid: int) -> bool:
+    """Return whether this process started it, or what started it: not another test's worker."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])  # the parent
+    return False
 
 
 @pytest.mark.timeout(180)
