@@ -26,8 +26,8 @@ from tokenfabric import World
 from tokenfabric.errors import ConfigError
 from tokenweave.integrations.unsharded import load_tokenizer, load_unsharded
 
-# A process of fp32 training holds parameters, gradients and two moments.
-_BYTES_PER_PARAMETER = 16
+# Parameters, gradients and two moments in fp32, dealt over ranks; each loads a whole model first.
+_BYTES_DEALT, _BYTES_LOADED = 16, 4
 
 
 def run(
@@ -74,7 +74,8 @@ def run(
             "pass those, or another output"
         )
     if world.rank == 0:
-        require_memory(directory, _BYTES_PER_PARAMETER, "a model in training")
+        here = _BYTES_DEALT + _BYTES_LOADED * world.local_size
+        require_memory(directory, here, "a model in training")
         folder.mkdir(parents=True, exist_ok=True)
     with training_mesh(world, config) as mesh:
         trainer = Trainer(load_unsharded(directory, torch.float32), mesh, config)
