@@ -120,14 +120,12 @@ class _Run:
         """Take the steps that are left; return what `run` returns."""
         config = self._config
         first = 0 if state is None else state.step
-        tokens_seen = 0 if state is None else state.tokens_seen
         metrics = MetricsFile(folder, first) if self._mesh.world.rank == 0 else None
         last_loss, tokens, seconds = float("nan"), 0, 0.0
         for step in range(first, config.steps):
             result = self._trainer.step(step, self._stream.take(config.rows_per_step))
             last_loss = result.loss
             tokens, seconds = tokens + result.tokens, seconds + result.seconds
-            tokens_seen += result.tokens
             eval_loss = None
             if config.is_due(config.eval_every, step):
                 eval_loss = self._trainer.evaluate(self.eval_rows)
@@ -142,7 +140,6 @@ class _Run:
                     RunState(
                         step=step + 1,
                         progress=self._stream.progress,
-                        tokens_seen=tokens_seen,
                         fingerprint=self._fingerprint,
                     ),
                 )

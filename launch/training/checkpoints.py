@@ -5,49 +5,32 @@ written under another name, which it loses when every rank has written its part:
 right name is complete, whenever the run was ended.
 """
 
-import json
+import datetime
 import os
 import re
 import shutil
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
-from launch.training.documents import Place
 from launch.training.rows import Progress
 from tokenfabric.errors import ConfigError
 
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".unfinished"
 _PROGRESS = "progress.json"
-
-
-class _PlaceFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    epoch: int
-    file: int
-    offset: int
-
-
-class _ProgressFile(BaseModel):
-    """What progress.json holds."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    step: int
-    place: _PlaceFile
-    token: int
-    tokens_seen: int
-    fingerprint: str
+# Ranks wait for each other's files: a wait for disks, longer than one for a rank's computation.
+_WRITTEN_WITHIN = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +41,11 @@ class RunState:
     """Steps done."""
     progress: Progress
     """Where the next row begins."""
-    tokens_seen: int
     fingerprint: str
     """Of what must not change when a run goes on: data, context, rows of a step, seed."""
+
+
+_RUN_STATE = TypeAdapter(RunState)
 
 
 class Checkpoints:
@@ -70,7 +55,7 @@ class Checkpoints:
         """Collective: makes the process group that writing uses beside the training's."""
         self._folder = folder
         self._keep = keep
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=_WRITTEN_WITHIN)
         self._writing: tuple[Future[Any], Path] | None = None
 
     def save(self, module: nn.Module, optimizer: Optimizer, state: RunState) -> None:
@@ -84,7 +69,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            _write_progress(unfinished / _PROGRESS, state)
+            (unfinished / _PROGRESS).write_bytes(_RUN_STATE.dump_json(state))
         dist.barrier(self._group)
         weights, moments = get_state_dict(module, optimizer)
         future = async_save(
@@ -156,31 +141,11 @@ def read_progress(path: Path) -> RunState:
         ConfigError: the file is missing or not of this version.
     """
     try:
-        read = _ProgressFile.model_validate_json((path / _PROGRESS).read_bytes())
+        return _RUN_STATE.validate_json((path / _PROGRESS).read_bytes(), strict=True)
     except (OSError, ValidationError) as error:
         raise ConfigError(
             f"{path} is no checkpoint of a training run of this version: {error}"
         ) from None
-    return RunState(
-        step=read.step,
-        progress=Progress(Place(**read.place.model_dump()), read.token),
-        tokens_seen=read.tokens_seen,
-        fingerprint=read.fingerprint,
-    )
-
-
-def _write_progress(path: Path, state: RunState) -> None:
-    path.write_text(
-        json.dumps(
-            {
-                "step": state.step,
-                "place": asdict(state.progress.place),
-                "token": state.progress.token,
-                "tokens_seen": state.tokens_seen,
-                "fingerprint": state.fingerprint,
-            }
-        )
-    )
 
 
 def _sync(folder: Path) -> None:
