@@ -123,7 +123,7 @@ def generate(
         raise typer.BadParameter("--top-p needs a --temperature above 0: greedy has no choice")
     if ring is not None and ranks is not None:
         raise typer.BadParameter("--ring shares the tokens, --ranks the model: give one of them")
-    check_launcher(launcher, address, nodes)
+    check_launcher(launcher, address, nodes, pin)
     _run(
         "launch.recipes.generate:run" if ring is None else "launch.recipes.generate_ring:run",
         launcher=launcher,

@@ -7,6 +7,7 @@ import typer
 
 from launch.job import JobSpec
 from launch.report import Reporter
+from tokenfabric.errors import ConfigError
 
 
 class Launcher(StrEnum):
@@ -35,14 +36,16 @@ Nodes = Annotated[
 ]
 
 
-def check_launcher(launcher: Launcher, address: str | None, nodes: int) -> None:
-    """Refuse options of Ray without it.
+def check_launcher(launcher: Launcher, address: str | None, nodes: int, pin: bool | None) -> None:
+    """Refuse options of one launcher for the other.
 
     Raises:
-        typer.BadParameter: --address or --nodes without --launcher ray.
+        ConfigError: an address or several nodes without Ray, or pinning with it.
     """
     if launcher is not Launcher.RAY and (address is not None or nodes != 1):
-        raise typer.BadParameter("--address and --nodes need --launcher ray")
+        raise ConfigError("--address and --nodes need --launcher ray")
+    if launcher is Launcher.RAY and pin:
+        raise ConfigError("--pin is for processes of this host: Ray places its own")
 
 
 def run_with(launcher: Launcher, spec: JobSpec, reporter: Reporter, address: str | None) -> object:
@@ -69,8 +72,6 @@ def require_ray() -> None:
         ConfigError: it is not; says what to install.
     """
     from importlib.metadata import PackageNotFoundError, version
-
-    from tokenfabric.errors import ConfigError
 
     install = "install it with pip install 'tokenfabric[ray]'"
     try:

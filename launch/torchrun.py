@@ -63,10 +63,16 @@ def run_job(spec: JobSpec) -> object:
     """Run a job to its end and return what its recipe returned on rank 0.
 
     Raises:
-        ConfigError: torchrun's ranks cannot be pinned here, or OMP_NUM_THREADS is no number.
+        ConfigError: torchrun's ranks cannot be pinned or started again here, the job is one for
+            Ray, or OMP_NUM_THREADS is no number.
         TopologyError: the ranks were to be pinned and cannot be.
         JobFailedError: with the first failing rank's own error; no rank is left running.
     """
+    if spec.nodes > 1 or spec.environment:
+        raise ConfigError(
+            f"nodes={spec.nodes} and environment={dict(spec.environment)} are for Ray: start "
+            "torchrun on each host, see launch/cluster/torchrun_two_hosts.sh, or use Ray"
+        )
     info = rank_info_from_env()
     if info is None and (spec.ranks > 1 or spec.max_restarts):
         return _run_until_done(spec)
@@ -74,6 +80,11 @@ def run_job(spec: JobSpec) -> object:
         raise ConfigError(
             "--pin was asked for, but torchrun started these ranks, and where they run is its "
             "user's choice: pin them with numactl or taskset, see docs/placement.md"
+        )
+    if info is not None and spec.max_restarts:
+        raise ConfigError(
+            f"--max-restarts {spec.max_restarts} was asked for, but torchrun started these ranks "
+            "and starts them again: give it --max-restarts"
         )
     from torch.distributed.elastic.multiprocessing.errors import record
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher
+from launch.dispatch import Address, Launcher, LauncherOption, Nodes
 from launch.options import Model, Pin, Threads, TimeoutS
 
 
@@ -77,7 +77,6 @@ def train(
     timeout_s: TimeoutS = 600.0,
 ) -> None:
     """Fine-tune a model on text, at long context, over several processes."""
-    check_launcher(launcher, address, nodes)
     from launch.train_job import train as train_job
     from launch.training.config import TrainConfig
 

@@ -5,13 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.console import ConsoleReporter
-from launch.dispatch import Launcher, require_ray
+from launch.dispatch import Launcher, check_launcher, require_ray
 from launch.job import JobSpec
 from launch.models import prepare_model
 from launch.report import Reporter, SilentReporter
 from launch.torchrun import choose_ranks, is_quiet_rank, run_job
 from launch.training.config import TrainConfig
 from launch.training.documents import check_files
+from tokenfabric.errors import ConfigError
 
 
 def train(
@@ -57,6 +58,13 @@ def train(
             can be known.
         JobFailedError: with the first failing rank's own error; no rank is left running.
     """
+    try:
+        chosen = Launcher(launcher)
+    except ValueError:
+        raise ConfigError(
+            f"launcher is {launcher!r}: choose one of {', '.join(Launcher)}"
+        ) from None
+    check_launcher(chosen, address, nodes, pin)
     check_files([*data, *eval_data])
     reporter: Reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
     folder = Path(output).absolute()
@@ -77,7 +85,7 @@ def train(
         pin=pin,
         max_restarts=max_restarts,
     )
-    if launcher == Launcher.RAY:
+    if chosen is Launcher.RAY:
         require_ray()
         from launch.ray.training import train_on_ray
 

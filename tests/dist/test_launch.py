@@ -60,6 +60,22 @@ def test_a_job_that_goes_on_is_started_again(
         assert message.endswith(f"starting all ranks again, {left} more time(s) at most")
 
 
+def test_what_only_ray_can_do_is_refused() -> None:
+    for changes in ({"nodes": 2}, {"environment": {"A": "1"}}):
+        with pytest.raises(ConfigError, match="are for Ray"):
+            run_job(replace(job("place", text=""), **changes))  # type: ignore[arg-type]
+
+
+def test_restarts_below_torchrun_are_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(ConfigError, match="give it --max-restarts"):
+        run_job(replace(job("place", ranks=1, text=""), max_restarts=1))
+
+
 @pytest.mark.parametrize(("how", "attempts"), [("kill", 2), ("user", 1)])
 def test_restarts_end(tmp_path: Path, how: str, attempts: int) -> None:
     """When there are no more, or at once where the same request would fail again."""
