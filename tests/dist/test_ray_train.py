@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from launch.failure import JobFailedError
 from launch.job import JobSpec
 from launch.recipes import train
 from launch.report import SilentReporter
 from launch.training.checkpoints import find_checkpoints
-from tests.dist.tiny_checkpoint import write_checkpoint
+from tests.dist.tiny_checkpoint import write_trainable
 from tokenfabric.testing.spawn import run_ranks
 from tokenfabric.world import World
 
@@ -41,10 +40,7 @@ def here() -> Iterator[None]:
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("train")
     (folder / "text.txt").write_text("the ring goes round and round. " * 60)
-    model = write_checkpoint(folder / "tiny")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.eos_token = chr(3)
-    tokenizer.save_pretrained(model)
+    model = write_trainable(folder / "tiny")
     return {
         "model": str(model), "data": [str(folder / "text.txt")], "context": 64, "steps": STEPS,
         "ring": 2, "learning_rate": 1e-3, "checkpoint_every": 2, "dtype": "fp32",

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from launch.recipes import train
 from launch.report import SilentReporter
 from launch.training import checkpoints, trainer
 from launch.training.checkpoints import find_checkpoints
 from tests.dist.command import run
-from tests.dist.tiny_checkpoint import write_checkpoint
+from tests.dist.tiny_checkpoint import write_trainable
 from tokenfabric.errors import ConfigError
 from tokenfabric.testing.spawn import Raised, run_ranks, spawn_plain
 from tokenfabric.world import World
@@ -38,10 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (data / "long.txt").write_text("the ring goes round and round. " * 40)
     lines = [json.dumps({"text": word * 4}) for word in ("red ", "a", "green and blue ", "x y ")]
     (data / "short.jsonl").write_text("\n".join(lines * 8))
-    model = write_checkpoint(folder / "tiny")
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.eos_token = chr(3)
-    tokenizer.save_pretrained(model)
+    model = write_trainable(folder / "tiny")
     return {
         "model": str(model),
         "data": [str(data)],
@@ -207,6 +204,8 @@ def test_the_command_trains_and_says_each_step(undisturbed: dict[str, Any], tmp_
     [
         (("--context", "1"), "context is 1"),
         (("--dp", "2", "--rows-per-step", "3"), "multiple of dp 2"),
+        (("--nodes", "2"), "need --launcher ray"),
+        (("--launcher", "ray", "--pin"), "--pin is for processes of this host"),
         (("--data", "/no/such/file"), "there is no such file or folder"),
         (("--model", "/no/such/model"), "/no/such/model"),
     ],

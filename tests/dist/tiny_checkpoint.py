@@ -29,6 +29,15 @@ def write_checkpoint(folder: Path, *, has_chat: bool = True, case: ModelCase = _
     return folder
 
 
+def write_trainable(folder: Path) -> Path:
+    """Make a checkpoint whose tokenizer can end a document."""
+    write_checkpoint(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.eos_token = chr(3)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_unsupported(folder: Path) -> Path:
     """Make a checkpoint of another architecture from a good one's files."""
     write_checkpoint(folder)
