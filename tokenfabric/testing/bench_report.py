@@ -19,8 +19,10 @@ class Environment:
     """Where and when a result was measured."""
 
     machine: str
-    """CPU model and usable cores, short enough for a file name."""
+    """CPU model, instruction set and usable cores, short enough for a file name."""
     cpu: str
+    isa: str
+    """The widest of the native row kernels that this CPU runs: models of one name differ in it."""
     num_cores: int
     """Cores this process may use."""
     governor: str
@@ -42,12 +44,16 @@ def environment(repository: Path) -> Environment:
     """Read the facts of this machine and of the git checkout at `repository`."""
     import torch
 
+    from tokenfabric import native
+
     cpu = _cpu_model()
+    isa = native.weave.usable_row_kernels()[0]
     num_cores = len(os.sched_getaffinity(0))
     slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
     return Environment(
-        machine=f"{slug[:32].rstrip('-')}-{num_cores}core",
+        machine=f"{slug[:32].rstrip('-')}-{isa.replace('_', '-')}-{num_cores}core",
         cpu=cpu,
+        isa=isa,
         num_cores=num_cores,
         governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or "unknown",
         memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -114,7 +120,7 @@ def write_jsonl(
 def describe_environment(facts: Environment, *, rung: str = "measured on CPU ranks") -> str:
     """One paragraph for the head of a table."""
     return (
-        f"{rung}: {facts.cpu}, {facts.num_cores} cores, governor {facts.governor}, "
+        f"{rung}: {facts.cpu} ({facts.isa}), {facts.num_cores} cores, governor {facts.governor}, "
         f"{facts.memory_gib} GiB, Linux {facts.kernel}, Python {facts.python}, "
         f"torch {facts.torch}; commit {facts.commit}, {facts.date}."
     )
