@@ -24,7 +24,8 @@ from benchmarks.allreduce_rmsnorm_providers import (
     make_check,
     make_providers,
 )
-from tokenfabric.testing.bench import Budget, Cell, Spread, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Cell, Spread
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,

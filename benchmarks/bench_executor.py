@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tokenweave
-from tokenfabric.testing.bench import Budget, Cell, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,

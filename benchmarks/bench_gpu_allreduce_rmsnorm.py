@@ -15,7 +15,8 @@ from rich.console import Console
 
 from benchmarks.gpu_options import REPOSITORY, gpu, parse
 from benchmarks.gpu_virtual import Problem, Size, copy_bandwidth
-from tokenfabric.testing.bench import Budget, Cell
+from tokenfabric.testing.bench import Budget
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import markdown_table
 from tokenfabric.testing.gpu_report import (
     Captured,

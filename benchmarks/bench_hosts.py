@@ -22,7 +22,8 @@ from torch import Tensor
 import tokenfabric
 import tokenweave
 from benchmarks.allreduce_rmsnorm_providers import BASELINE, EPS, Problem, add_norm, make_check
-from tokenfabric.testing.bench import Budget, Call, Cell, Prepared, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, Call, Prepared, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,

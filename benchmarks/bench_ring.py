@@ -1,6 +1,6 @@
 """Attention over a sequence on several ranks: every strategy against the ring as usually written.
 
-    python -m benchmarks.bench_ring            # 4k and 16k tokens, about half an hour
+    python -m benchmarks.bench_ring            # 4k and 16k tokens, an hour or two
     python -m benchmarks.bench_ring --quick    # one small cell of each kind
     python -m benchmarks.bench_ring --long     # 32k and 64k tokens, once, auto and plain ring
 
@@ -10,7 +10,7 @@ tokenfabric/testing/bench.py.
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.ring_providers import BLOCKS, PLAIN, RingProblem
-from tokenfabric.testing.bench import Budget, Cell, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure_passes
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
@@ -39,6 +40,10 @@ _STRATEGIES = (
 _HEAD_DIM, _HEADS = 64, 8
 
 
+# Rows of the table that one measurement gives.
+_ROWS = {"forward": ("forward",), "both": ("forward", "both")}
+
+
 def main() -> None:
     """Parse the command line, measure, show the tables and write the result files.
 
@@ -50,31 +55,31 @@ def main() -> None:
     facts = environment(_REPOSITORY)
     console.print(describe_environment(facts), soft_wrap=True)
     path = result_path(options.directory, options.name, facts)
-    cells = read_cells(path, facts) if options.write and options.resume else []
-    done = {_place(cell.labels) for cell in cells}
+    kept = read_cells(path, facts) if options.write and options.resume else []
+    cells = {_place(cell.labels): cell for cell in kept}
     started_s = time.monotonic()
-    for point in product(
-        options.ranks, options.tokens, options.kv_heads, (False, True), options.passes
-    ):
+    for point in product(options.ranks, options.tokens, options.kv_heads, (False, True)):
+        is_done = all((*point, row) in cells for row in _ROWS[options.passes])
         is_late = (
             options.stop_after is not None and time.monotonic() - started_s > options.stop_after
         )
-        if point in done or is_late:
+        if is_done or is_late:
             continue
-        cells += run_ranks(
-            _rank_cells, point[0], point[1:], options.strategies, options.seconds, options.rounds,
-            timeout_s=7200,
+        new = run_ranks(
+            rank_cells, point[0], point[1:], options.passes, options.strategies, options.seconds,
+            options.rounds, timeout_s=7200,
         )[0]  # fmt: skip
-        console.print(_table(cells[-1:]), soft_wrap=True, highlight=False)
-        cells.sort(key=lambda cell: _place(cell.labels))
+        console.print(_table(new), soft_wrap=True, highlight=False)
+        cells |= {_place(cell.labels): cell for cell in new}
         if options.write:
+            done = [cells[place] for place in sorted(cells)]
             report = [
                 f"# Attention over several ranks\n\n{describe_environment(facts)}\n\n{_LEGEND}"
             ]
-            for num_ranks in sorted({cell.labels["ranks"] for cell in cells}):
-                same = [cell for cell in cells if cell.labels["ranks"] == num_ranks]
+            for num_ranks in sorted({cell.labels["ranks"] for cell in done}):
+                same = [cell for cell in done if cell.labels["ranks"] == num_ranks]
                 report.append(f"## {num_ranks} ranks\n\n{_table(same)}")
-            write_results(options.directory, options.name, facts, cells, report)
+            write_results(options.directory, options.name, facts, done, report)
     if options.write:
         console.print(f"results in {path}", soft_wrap=True)
 
@@ -96,6 +101,12 @@ causal, else contiguous.
 
 - `{PLAIN}`: one-way KV ring by isend and irecv over gloo, contiguous, the same local kernel.
 - strategies by name, and `auto`, which takes what the label says (forward, backward).
+- `= name`: the plans are the same, step for step, in every direction that is measured; it was not
+  run again.
+- pass: `both` is forward and backward; `forward` is the first part of the same calls, which keeps
+  what the backward needs. `--passes forward` measures it alone, without gradients.
+- Where every call takes a second or more, no untimed call comes before a timed one; the first,
+  whose result is checked, is never timed.
 - `{BLOCKS}`: what auto's plan has each rank compute, on all ranks at once, with transfers and
   merges off. Its time over auto's is the efficiency."""
 
@@ -105,7 +116,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 1])
-    parser.add_argument("--passes", nargs="+", default=["forward", "both"])
+    parser.add_argument("--passes", choices=list(_ROWS), default="both", help="both gives both")
     parser.add_argument("--strategies", nargs="+", default=list(_STRATEGIES))
     parser.add_argument("--seconds", type=float, default=10.0, help="timed rounds of one cell")
     parser.add_argument("--rounds", type=int, default=3, help="at least, whatever they take")
@@ -121,30 +132,20 @@ def _parse() -> argparse.Namespace:
         options.ranks, options.tokens, options.seconds, options.write = [2], [1024], 0.5, False
     if options.long:
         options.name, options.tokens, options.strategies = "ring_long", [32768, 65536], ["auto"]
-        options.passes, options.rounds, options.seconds = ["forward"], 1, 0.0
+        options.passes, options.rounds, options.seconds = "forward", 1, 0.0
     return options
 
 
-def _rank_cells(
+def rank_cells(
     world: World,
-    point: tuple[int, int, bool, str],
+    point: tuple[int, int, bool],
+    passes: str,
     strategies: list[str],
     seconds: float,
     rounds: int,
 ) -> list[Cell]:
-    return list(_cell(world, *point, strategies, seconds, rounds))
-
-
-def _cell(
-    world: World,
-    tokens: int,
-    kv_heads: int,
-    causal: bool,
-    which: str,
-    strategies: list[str],
-    seconds: float,
-    rounds: int,
-) -> Iterator[Cell]:
+    """Measure attention of (tokens, kv heads, causal): one cell for each row of the passes."""
+    tokens, kv_heads, causal = point
     problem = RingProblem(
         world=world,
         tokens=tokens,
@@ -152,28 +153,32 @@ def _cell(
         heads_kv=kv_heads,
         head_dim=_HEAD_DIM,
         causal=causal,
-        backward=which == "both",
+        backward=passes == "both",
         dtype=torch.bfloat16,
     )
-    providers: dict[str, Any] = {PLAIN: problem.plain()}
-    providers |= {name: problem.ours(name) for name in strategies}
-    providers[BLOCKS] = problem.blocks_alone("auto")
-    yield measure(
-        providers,
+    chosen = problem.chosen()
+    labels = {
+        "operation": "ring_attention",
+        "ranks": world.size,
+        "tokens": tokens,
+        "heads": _HEADS,
+        "kv heads": kv_heads,
+        "head_dim": _HEAD_DIM,
+        "dtype": "bf16",
+        "causal": causal,
+    }
+    return measure_passes(
+        {
+            PLAIN: problem.plain(),
+            **problem.strategies(strategies),
+            BLOCKS: problem.blocks_alone("auto"),
+        },
         baseline=PLAIN,
         check=_make_check(problem),
-        labels={
-            "operation": "ring_attention",
-            "ranks": world.size,
-            "tokens": tokens,
-            "heads": _HEADS,
-            "kv heads": kv_heads,
-            "head_dim": _HEAD_DIM,
-            "dtype": "bf16",
-            "causal": causal,
-            "pass": which,
-            "auto takes": problem.chosen(),
-        },
+        labels=[
+            {**labels, "pass": row, "auto takes": ", ".join(chosen[: index + 1])}
+            for index, row in enumerate(_ROWS[passes])
+        ],
         ranks=WorldRanks(world),
         budget=Budget(seconds=seconds, min_rounds=rounds, warmup_calls=0),
     )

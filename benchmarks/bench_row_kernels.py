@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from tokenfabric import native
-from tokenfabric.testing.bench import Budget, Cell, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,

@@ -7,22 +7,25 @@ the backward dk and dv go round with the keys, in fp32. It computes its blocks w
 kernel as ours.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenfabric.testing.bench import Passes, SameAs
 from tokenfabric.world import World
 from tokenring.attention import check_attention, ring_attention
+from tokenring.blocks import RankPlan, Transfer
 from tokenring.call import Attention, choose_kernels, topology_of
 from tokenring.local_protocol import LocalAttention, row_delta
 from tokenring.merge import merge_partials
 from tokenring.partial import Partial
 from tokenring.partition import Layout, Partition, partition_tokens
 from tokenring.plan import RingPlan
+from tokenring.problem import Pass
 from tokenring.sharding import shard
 
 PLAIN = "plain ring"
@@ -63,18 +66,39 @@ class RingProblem:
             for count in heads
         )
 
-    def ours(self, strategy: str) -> Callable[[], tuple[Tensor, ...]]:
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Return what is measured, in order."""
+        return ("forward", "backward") if self.backward else ("forward",)
+
+    def strategies(self, names: Sequence[str]) -> dict[str, Passes | SameAs]:
+        """Return a provider for each strategy; what has the plans of one before it is SameAs that.
+
+        Between two ranks, for instance, there is only one way round, and a relay is a push.
+        """
+        providers: dict[str, Passes | SameAs] = {}
+        first: dict[tuple[Any, ...], str] = {}
+        for name in names:
+            work = tuple(_work(self._plan(name, direction)[1]) for direction in self.passes)
+            same = first.setdefault(work, name)
+            providers[name] = self.ours(name) if same == name else SameAs(same)
+        return providers
+
+    def ours(self, strategy: str) -> Passes:
         """Return a call of ring_attention, and of its backward if that is measured."""
         q, k, v, dout = self.tensors(self.partition)
         layout = self.layout(self.partition)
 
-        def call() -> tuple[Tensor, ...]:
+        def call() -> Iterator[tuple[Tensor, ...]]:
             if not self.backward:
                 with torch.no_grad():
-                    return (self._attend(q, k, v, layout, strategy),)
+                    out = self._attend(q, k, v, layout, strategy)
+                yield (out,)
+                return
             inputs = [x.detach().requires_grad_() for x in (q, k, v)]
             out = self._attend(*inputs, layout, strategy)
-            return (out.detach(), *torch.autograd.grad(out, inputs, dout))
+            yield (out.detach(),)
+            yield (out.detach(), *torch.autograd.grad(out, inputs, dout))
 
         return call
 
@@ -83,37 +107,35 @@ class RingProblem:
             q, k, v, world=self.world, causal=self.causal, layout=layout, strategy=strategy
         )
 
-    def plain(self) -> Callable[[], tuple[Tensor, ...]]:
+    def plain(self) -> Passes:
         """Return the usual ring on the same tokens, dealt contiguously."""
         ring = PlainRing(self, *self.tensors("contiguous"))
 
-        def call() -> tuple[Tensor, ...]:
+        def call() -> Iterator[tuple[Tensor, ...]]:
             out, lse = ring.forward()
-            return (out, *ring.backward(out, lse)) if self.backward else (out,)
+            yield (out,)
+            if self.backward:
+                yield (out, *ring.backward(out, lse))
 
         return call
 
-    def blocks_alone(self, strategy: str) -> Callable[[], None]:
+    def blocks_alone(self, strategy: str) -> Passes:
         """Return the blocks that a strategy's plan gives this rank, computed with transfers off."""
-        calls = [self._block_calls(strategy, "forward")]
-        if self.backward:
-            calls.append(self._block_calls(strategy, "backward"))
+        calls = [self._block_calls(strategy, direction) for direction in self.passes]
 
-        def call() -> None:
+        def call() -> Iterator[None]:
             for blocks in calls:
                 for block in blocks:
                     block()
+                yield None
 
         return call
 
-    def chosen(self) -> str:
+    def chosen(self) -> list[str]:
         """Return what auto takes, in each direction that is measured."""
-        plans = [self._plan("auto", "forward")]
-        if self.backward:
-            plans.append(self._plan("auto", "backward"))
-        return ", ".join(plan.strategy for _, plan in plans)
+        return [self._plan("auto", direction)[1].strategy for direction in self.passes]
 
-    def _block_calls(self, strategy: str, direction: Any) -> list[Callable[[], object]]:
+    def _block_calls(self, strategy: str, direction: Pass) -> list[Callable[[], object]]:
         attention, plan = self._plan(strategy, direction)
         local, _ = choose_kernels(attention, plan)
         return [
@@ -121,7 +143,7 @@ class RingProblem:
             for compute in plan.of_rank(self.world.rank).computes
         ]
 
-    def _plan(self, strategy: str, direction: Any) -> tuple[Attention, RingPlan]:
+    def _plan(self, strategy: str, direction: Pass) -> tuple[Attention, RingPlan]:
         q, k, v, _ = self.tensors(self.partition)
         layout = self.layout(self.partition)
         attention = check_attention(
@@ -146,6 +168,31 @@ class RingProblem:
             q, q, k, v, lse, delta, scale=scale, band=compute.band,
             dq=sums[0], dk=sums[1], dv=sums[2],
         )  # fmt: skip
+
+
+def _work(plan: RingPlan) -> tuple[RankPlan, ...]:
+    """Return all that the ranks do, without the names of the ways, which no engine reads."""
+
+    def unnamed(transfer: Transfer) -> Transfer:
+        return transfer._replace(direction="direct")
+
+    return tuple(
+        replace(
+            part,
+            steps=tuple(
+                replace(
+                    step,
+                    sends=tuple(map(unnamed, step.sends)),
+                    arrivals=tuple(
+                        arrival._replace(transfer=unnamed(arrival.transfer))
+                        for arrival in step.arrivals
+                    ),
+                )
+                for step in part.steps
+            ),
+        )
+        for part in plan.ranks
+    )
 
 
 class PlainRing:

@@ -10,15 +10,14 @@ from torch import Tensor
 from launch.recipes.decoding import SegmentDecoder
 from launch.recipes.threads import all_cores
 from tokenfabric import World
-from tokenfabric.testing.bench import Budget, Spread, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Spread
 
 WHOLE = "whole"
 # A segment is long against the meeting of the ranks before it, short against a machine's moods.
 _SEGMENT_S = 0.4
 _MIN_SEGMENT_TOKENS, _MAX_SEGMENT_TOKENS = 4, 16
 _MIN_ROUNDS = 6
-# The first call, the warm-up and the trial round of `measure`, whose times do not count.
-_COLD_SEGMENTS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +82,10 @@ def measure_variants(
         budget=Budget(seconds=seconds, min_rounds=_MIN_ROUNDS, warmup_calls=1),
         prime=False,
     )
-    shares = {name: _reduction_share(decoder, ranks) for name, decoder in decoders.items()}
+    shares = {
+        name: _reduction_share(decoder, ranks, cell.num_rounds)
+        for name, decoder in decoders.items()
+    }
     speeds = {
         name: Speed(
             tokens_per_s=_per_second(num_tokens, seconds),
@@ -118,8 +120,8 @@ def _per_second(count: int, seconds: Spread) -> Spread:
     )
 
 
-def _reduction_share(decoder: SegmentDecoder, ranks: WorldRanks) -> float:
-    segments = decoder.segments[_COLD_SEGMENTS:]
+def _reduction_share(decoder: SegmentDecoder, ranks: WorldRanks, num_rounds: int) -> float:
+    segments = decoder.segments[-num_rounds:]  # the untimed ones came first
     least_s = -ranks.maximum(-np.array([segment.reduction_s for segment in segments]))
     total_s = ranks.maximum(np.array([segment.total_s for segment in segments]))
     return float(np.median(least_s.sum(axis=1) / total_s))

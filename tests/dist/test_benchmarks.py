@@ -1,7 +1,12 @@
 """The benchmarks run, check what they time and measure every provider; no figure is judged here."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from benchmarks import bench_allreduce_rmsnorm as bench
-from benchmarks import bench_row_kernels
+from benchmarks import bench_ring, bench_row_kernels
 from benchmarks.allreduce_rmsnorm_providers import BASELINE
 from tokenfabric import native
 from tokenfabric.testing.bench_report import markdown_table
@@ -43,3 +48,41 @@ def test_the_row_benchmark_measures_every_body_and_form() -> None:
     (forms,) = run_ranks(bench_row_kernels._rank_forms, 2, [200], [5], 0.0)[0]
     assert forms.baseline == "plain"
     assert {"fp16", "layer_norm", "fp8 per token", "int8 per token"} <= forms.seconds.keys()
+
+
+def test_the_ring_benchmark_measures_each_plan_once() -> None:
+    """Between two ranks a relay is a push; forward and both come from the same calls."""
+    strategies = ["q", "q_push", "kv", "allgather", "auto"]
+    forward, both = run_ranks(bench_ring.rank_cells, 2, (64, 8, False), "both", strategies, 0.0, 1)[
+        0
+    ]
+    assert (forward.labels["auto takes"], both.labels["auto takes"]) == (
+        "allgather",
+        "allgather, q_push",
+    )
+    assert both.same_as == forward.same_as == {"q_push": "q"}
+    assert both.seconds.keys() == {"plain ring", *strategies, "blocks alone"}
+    for name, spread in both.seconds.items():
+        assert spread.min > forward.seconds[name].min > 0
+
+
+def test_the_ring_benchmark_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--stop-after begins no cell that is late; --resume measures the cells that are missing."""
+    command = "bench_ring --ranks 2 --tokens 64 --kv-heads 1 --strategies kv auto --passes forward"
+    command += f" --seconds 0 --rounds 1 --directory {tmp_path}"
+
+    def lines(*more: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", [*command.split(), *more])
+        bench_ring.main()
+        return [line for path in tmp_path.glob("*.jsonl") for line in path.open()]
+
+    assert lines("--stop-after", "-1") == []
+    first = lines()
+    assert [json.loads(line)["labels"]["causal"] for line in first] == [False, True]
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_text(first[1])
+    resumed = lines("--resume")
+    assert resumed[1] == first[1]
+    assert json.loads(resumed[0])["labels"]["causal"] is False

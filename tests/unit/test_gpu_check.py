@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Check
 from benchmarks.gpu_virtual import Size
-from tokenfabric.testing.bench import Cell, Spread
+from tokenfabric.testing.bench_cell import Cell, Spread
 from tokenfabric.testing.gpu_report import GpuFacts, write_gpu_results
 
 FACTS = GpuFacts(

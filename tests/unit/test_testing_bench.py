@@ -4,14 +4,15 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tokenfabric.testing import bench
-from tokenfabric.testing.bench import Budget, Cell, Spread, measure, round_order
+from tokenfabric.testing.bench import Budget, SameAs, measure, measure_passes, round_order
+from tokenfabric.testing.bench_cell import Cell, Spread
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
@@ -161,12 +162,91 @@ def test_a_wrong_result_is_found_before_anything_is_timed(clock: FakeClock) -> N
     assert clock.now_ns == 2000
 
 
+def test_long_calls_are_not_run_untimed(clock: FakeClock) -> None:
+    """Calls of a second run for their check and in timed rounds; others are primed."""
+    second_us = 1e6
+    for shorter_us, is_long in ((1.0, True), (0.9, False)):
+        start_ns = clock.now_ns
+        cell = measure(
+            {"a": clock.provider(2 * second_us), "b": clock.provider(shorter_us * second_us)},
+            baseline="a",
+            check=accept,
+            labels={},
+            budget=Budget(seconds=0.0, min_rounds=3, warmup_calls=1),
+        )
+        assert cell.num_rounds == 3
+        # A round is a, b and a again; the short cell has a warm-up, a trial and each sample twice.
+        round_s, first_s = 4.0 + shorter_us, 2.0 + shorter_us
+        rounds = 3 if is_long else 1 + 2 * (1 + 3)
+        assert (clock.now_ns - start_ns) * 1e-9 == pytest.approx(first_s + rounds * round_s)
+
+
+def test_long_calls_fill_the_budget_too(clock: FakeClock) -> None:
+    """The number of rounds follows from the first calls, of which the baseline's counts twice."""
+    cell = measure(
+        {"a": clock.provider(2e6), "b": clock.provider(1e6)},
+        baseline="a",
+        check=accept,
+        labels={},
+        budget=Budget(seconds=36.0, min_rounds=3),
+    )
+    assert cell.num_rounds == 36 // (2 + 1 + 2)
+
+
+def test_passes_of_one_call_are_timed_at_the_end_of_each(clock: FakeClock) -> None:
+    """Each pass has a cell with the time from the start of the call; the last result is checked."""
+
+    def passes(*durations_us: float) -> Callable[[], Iterator[str]]:
+        calls = [clock.provider(duration_us) for duration_us in durations_us]
+
+        def call() -> Iterator[str]:
+            for index, advance in enumerate(calls):
+                advance()
+                yield f"pass {index}"
+
+        return call
+
+    checked = []
+    forward, both = measure_passes(
+        {"ring": passes(100.0, 300.0), "ours": passes(50.0, 150.0), "alias": SameAs("ours")},
+        baseline="ring",
+        check=lambda name, result: checked.append((name, result)),
+        labels=[{"pass": "forward"}, {"pass": "both"}],
+        budget=Budget(seconds=0.0, min_rounds=3),
+    )
+    assert checked == [("ring", "pass 1"), ("ours", "pass 1")]
+    assert (forward.labels["pass"], both.labels["pass"]) == ("forward", "both")
+    assert forward.seconds["ours"].median == pytest.approx(50e-6)
+    assert both.seconds["ring"].median == pytest.approx(400e-6)
+    assert both.speedup["alias"].median == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="2 passes, there are 1 labels"):
+        measure_passes({"a": passes(1.0, 1.0)}, baseline="a", check=print, labels=[{}])
+
+
+def test_what_is_the_same_is_measured_once_and_says_so(clock: FakeClock) -> None:
+    """It is never called, has the figures of the other, and the table names that."""
+    cell = measure(
+        {"a": clock.provider(400.0), "b": clock.provider(100.0), "c": SameAs("b")},
+        baseline="a",
+        check=accept,
+        labels={"tokens": 4},
+        budget=Budget(seconds=0.0, min_rounds=2),
+    )
+    assert cell.same_as == {"c": "b"}
+    assert cell.seconds["c"] == cell.seconds["b"]
+    assert markdown_table([cell], ["tokens"]).splitlines()[-1] == (
+        "| 4 | 400 us | 100 us, 4.00x (4.00-4.00) | = b | 1.00x (1.00-1.00) | 2 |"
+    )
+
+
 def test_mistakes_are_refused() -> None:
     """A baseline that is not measured and an empty sample are errors."""
     with pytest.raises(KeyError, match="gloo"):
         measure({"a": list}, baseline="gloo", check=accept, labels={})
     with pytest.raises(ValueError, match="calls_per_sample"):
         measure({"a": list}, baseline="a", check=accept, labels={}, calls_per_sample=0)
+    with pytest.raises(KeyError, match="another"):
+        measure({"a": list, "b": SameAs("another")}, baseline="a", check=accept, labels={})
 
 
 def test_files_and_tables_hold_what_was_measured(tmp_path: Path) -> None:

@@ -12,15 +12,22 @@ time of a round is the maximum over ranks. Tables and files are written by bench
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from tokenfabric.testing.bench_cell import Cell
+
 Call = Callable[[], object]
 Check = Callable[[str, Any], None]
+Passes = Callable[[], Iterator[object]]
+"""A call of several passes, one after the other: yields what it has made at the end of each."""
+
+# Caches are filled in milliseconds: before a call this long, an untimed one changes nothing.
+_LONG_CALL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +37,12 @@ class Prepared:
     prepare: Callable[[], None]
     call: Call
 
-    def __call__(self) -> object:
-        self.prepare()
-        return self.call()
+
+@dataclass(frozen=True, slots=True)
+class SameAs:
+    """A provider that does, step for step, what another does: measured once, under that name."""
+
+    name: str
 
 
 class Ranks(Protocol):
@@ -83,45 +93,12 @@ class Budget:
     """At least so many, whatever they take."""
     max_rounds: int = 400
     warmup_calls: int = 3
-    """Untimed calls of every provider after its check (which is the first call of all)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """Order statistics of a list of numbers."""
-
-    median: float
-    p25: float
-    p75: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Spread":
-        p25, median, p75 = (float(v) for v in np.percentile(values, (25, 50, 75)))
-        return cls(
-            median=median, p25=p25, p75=p75, min=float(values.min()), max=float(values.max())
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """The result of one measurement: one problem, all providers."""
-
-    labels: Mapping[str, Any]
-    """What was measured: tokens, hidden, dtype, ranks, ..."""
-    baseline: str
-    num_rounds: int
-    seconds: Mapping[str, Spread]
-    """Time of one call, per provider; of a collective, on its slowest rank."""
-    speedup: Mapping[str, Spread]
-    """Baseline time / provider time of the same round, per provider other than the baseline."""
-    baseline_again: Spread
-    """The same ratio for the second entry of the baseline: what equal code looks like here."""
+    """Untimed calls of every provider after its check (which is the first call of all); none where
+    all calls take a second or more."""
 
 
 def measure(
-    providers: Mapping[str, Call | Prepared],
+    providers: Mapping[str, Call | Prepared | SameAs],
     *,
     baseline: str,
     check: Check,
@@ -147,68 +124,157 @@ def measure(
             short that the clock (about 0.05 us) or the meeting of the ranks would show; a
             `Prepared` one then runs its untimed step once for all of them.
         prime: one untimed call before each sample, so that a provider finds its own data in the
-            caches and not what the provider before it left there.
+            caches and not what the provider before it left there; not where all calls take a second
+            or more.
         finish: waits for what calls have only enqueued; part of the time that is measured.
 
     Raises:
-        KeyError: `baseline` is not a provider.
+        KeyError: `baseline`, or what a provider is the same as, is not measured.
         ValueError: `calls_per_sample` is not positive.
     """
-    if baseline not in providers:
-        raise KeyError(f"baseline {baseline!r} is not among the providers {list(providers)}")
     if calls_per_sample < 1:
         raise ValueError(f"calls_per_sample must be at least 1, got {calls_per_sample}")
+    ours = {
+        name: it if isinstance(it, SameAs) else _one_pass(it, calls_per_sample)
+        for name, it in providers.items()
+    }
+    (cell,) = _measure(ours, baseline, check, [labels], ranks, budget, prime, finish)
+    return cell
+
+
+def measure_passes(
+    providers: Mapping[str, Passes | SameAs],
+    *,
+    baseline: str,
+    check: Check,
+    labels: Sequence[Mapping[str, Any]],
+    ranks: Ranks | None = None,
+    budget: Budget | None = None,
+) -> list[Cell]:
+    """Time calls of several passes at the end of each. Collective when `ranks` has several.
+
+    Args:
+        providers: name -> callable that yields once for each of the labels.
+        labels: of the cells: the first is for the first pass, the next for the first two, ...
+        baseline, check, ranks, budget: as for `measure`; checked is what the last pass yields.
+
+    Returns:
+        A cell for each of the labels, all of the same calls.
+
+    Raises:
+        KeyError: `baseline`, or what a provider is the same as, is not measured.
+        ValueError: a provider has not as many passes as there are labels.
+    """
+    ours = {
+        name: it if isinstance(it, SameAs) else _Timed(lambda: None, lambda _, it=it: it(), 1)
+        for name, it in providers.items()
+    }
+    return _measure(ours, baseline, check, labels, ranks, budget, True, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """A provider as it is run."""
+
+    prepare: Callable[[], None]
+    passes: Callable[[int], Iterator[object]]
+    """Its passes, of so many calls one after the other."""
+    calls_per_sample: int
+
+    def once(self) -> object:
+        """Run it untimed and return its last result."""
+        self.prepare()
+        return [*self.passes(1)][-1]
+
+
+def _one_pass(provider: Call | Prepared, calls_per_sample: int) -> _Timed:
+    if not isinstance(provider, Prepared):
+        provider = Prepared(lambda: None, provider)
+    call = provider.call
+
+    def passes(count: int) -> Iterator[object]:
+        for _ in range(count - 1):
+            call()
+        yield call()
+
+    return _Timed(provider.prepare, passes, calls_per_sample)
+
+
+def _measure(
+    providers: Mapping[str, _Timed | SameAs],
+    baseline: str,
+    check: Check,
+    labels: Sequence[Mapping[str, Any]],
+    ranks: Ranks | None,
+    budget: Budget | None,
+    prime: bool,
+    finish: Callable[[], None] | None,
+) -> list[Cell]:
+    timed = {name: it for name, it in providers.items() if not isinstance(it, SameAs)}
+    same_as = {name: it.name for name, it in providers.items() if isinstance(it, SameAs)}
+    for name in (baseline, *same_as.values()):
+        if name not in timed:
+            raise KeyError(f"{name!r} is not among the measured providers {list(timed)}")
     ranks = OneRank() if ranks is None else ranks
     budget = Budget() if budget is None else budget
-    for name, call in providers.items():
-        ranks.barrier()
-        check(name, call())
-    names = [*providers, baseline]
-    calls = [providers[name] for name in names]
+    finish = (lambda: None) if finish is None else finish
+    names, entries = list(timed), [*timed.values(), timed[baseline]]
 
-    def sample(call: Call | Prepared) -> float:
-        if prime:
-            call()
-            if finish is not None:
-                finish()
-        if isinstance(call, Prepared):
-            call.prepare()
-            call = call.call
+    def sample(provider: _Timed) -> list[float]:
+        provider.prepare()
+        passes, ends_ns = provider.passes(provider.calls_per_sample), []
         ranks.barrier()
         start_ns = time.perf_counter_ns()
-        for _ in range(calls_per_sample):
-            call()
-        if finish is not None:
+        for _ in passes:
             finish()
-        return (time.perf_counter_ns() - start_ns) * 1e-9 / calls_per_sample
+            ends_ns.append(time.perf_counter_ns())
+        if len(ends_ns) != len(labels):
+            raise ValueError(f"a call has {len(ends_ns)} passes, there are {len(labels)} labels")
+        return [(end_ns - start_ns) * 1e-9 / provider.calls_per_sample for end_ns in ends_ns]
 
-    with _no_garbage_collection():
-        for call in calls:
-            for _ in range(budget.warmup_calls):
-                ranks.barrier()
-                call()
-        # One untimed round says how many fit; every rank must come to the same number.
+    def primed_sample(provider: _Timed) -> list[float]:
+        provider.once()
+        finish()
+        return sample(provider)
+
+    first_s = []
+    for name, provider in timed.items():
+        ranks.barrier()
         start_s = time.perf_counter()
-        for call in calls:
-            sample(call)
-        round_s = float(ranks.maximum(np.array([time.perf_counter() - start_s]))[0])
-        num_rounds = _clamp(int(budget.seconds / round_s), budget.min_rounds, budget.max_rounds)
-        seconds = np.empty((num_rounds, len(calls)))
+        result = provider.once()
+        finish()
+        first_s.append(time.perf_counter() - start_s)
+        check(name, result)
+        del result
+    # Every rank must come to the same decision and the same number of rounds.
+    slowest_s = ranks.maximum(np.array(first_s))
+    is_long = bool(slowest_s.min() >= _LONG_CALL_S)
+    take = primed_sample if prime and not is_long else sample
+    with _no_garbage_collection():
+        if is_long:
+            round_s = float(slowest_s.sum() + slowest_s[names.index(baseline)])
+        else:
+            for provider in entries:
+                for _ in range(budget.warmup_calls):
+                    ranks.barrier()
+                    provider.once()
+            # One untimed round says how many fit.
+            start_s = time.perf_counter()
+            for provider in entries:
+                take(provider)
+            round_s = float(ranks.maximum(np.array([time.perf_counter() - start_s]))[0])
+        num_rounds = min(int(budget.seconds / round_s), budget.max_rounds)
+        num_rounds = max(budget.min_rounds, num_rounds)
+        seconds = np.empty((num_rounds, len(entries), len(labels)))
         for index in range(num_rounds):
-            for position in round_order(index, len(calls)):
-                seconds[index, position] = sample(calls[position])
+            for position in round_order(index, len(entries)):
+                seconds[index, position] = take(entries[position])
     seconds = ranks.maximum(seconds)
-    ratios = seconds[:, names.index(baseline), None] / seconds
-    return Cell(
-        labels=dict(labels),
-        baseline=baseline,
-        num_rounds=num_rounds,
-        seconds={name: Spread.of(seconds[:, i]) for i, name in enumerate(providers)},
-        speedup={
-            name: Spread.of(ratios[:, i]) for i, name in enumerate(providers) if name != baseline
-        },
-        baseline_again=Spread.of(ratios[:, -1]),
-    )
+    columns = {name: names.index(same_as.get(name, name)) for name in providers}
+    return [
+        Cell.of_rounds(seconds[:, :, index], columns, baseline, of_pass, same_as)
+        for index, of_pass in enumerate(labels)
+    ]
 
 
 def round_order(round_index: int, num_providers: int) -> list[int]:
@@ -220,10 +286,6 @@ def round_order(round_index: int, num_providers: int) -> list[int]:
     start = round_index // 2 % num_providers
     order = [(start + i) % num_providers for i in range(num_providers)]
     return order[::-1] if round_index % 2 else order
-
-
-def _clamp(value: int, low: int, high: int) -> int:
-    return max(low, min(value, high))
 
 
 @contextmanager

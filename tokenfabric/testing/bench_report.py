@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenfabric.testing.bench import Cell, Spread
+from tokenfabric.testing.bench_cell import Cell, Spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,8 @@ class Environment:
     python: str
     torch: str
     commit: str
-    """Abbreviated commit of the working tree; "+changes" when tracked files differ from it."""
+    """Abbreviated commit of the working tree; "+changes" when tracked files other than results
+    differ from it."""
     date: str
 
     @property
@@ -129,7 +130,8 @@ def describe_environment(facts: Environment, *, rung: str = "measured on CPU ran
 def markdown_table(cells: Sequence[Cell], label_names: Sequence[str]) -> str:
     """Table of cells that share providers and baseline: label columns, times, speedups, A/A.
 
-    A time is the median; a speedup is the median of per-round ratios and its p25-p75.
+    A time is the median; a speedup is the median of per-round ratios and its p25-p75. What was
+    measured under another name says "= name".
     """
     first = cells[0]
     others = [name for name in first.seconds if name != first.baseline]
@@ -138,10 +140,7 @@ def markdown_table(cells: Sequence[Cell], label_names: Sequence[str]) -> str:
         [
             *(str(cell.labels[name]) for name in label_names),
             format_seconds(cell.seconds[first.baseline].median),
-            *(
-                f"{format_seconds(cell.seconds[name].median)}, {format_ratio(cell.speedup[name])}"
-                for name in others
-            ),
+            *(_provider_text(cell, name) for name in others),
             format_ratio(cell.baseline_again),
             str(cell.num_rounds),
         ]
@@ -149,6 +148,12 @@ def markdown_table(cells: Sequence[Cell], label_names: Sequence[str]) -> str:
     ]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _provider_text(cell: Cell, name: str) -> str:
+    if name in cell.same_as:
+        return f"= {cell.same_as[name]}"
+    return f"{format_seconds(cell.seconds[name].median)}, {format_ratio(cell.speedup[name])}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -190,5 +195,7 @@ def _commit(repository: Path) -> str:
     head = git("rev-parse", "--short=10", "HEAD")
     if head.returncode:
         return "unknown"
-    changes = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    # A benchmark that goes on where it stopped has already changed its own result file.
+    code = (":/", ":(top,exclude)benchmarks/results")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", *code).stdout.strip()
     return str(head.stdout.strip()) + ("+changes" if changes else "")

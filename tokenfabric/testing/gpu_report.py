@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from tokenfabric.testing.bench import Budget, Cell, Spread, measure
+from tokenfabric.testing.bench import Budget, measure
+from tokenfabric.testing.bench_cell import Cell, Spread
 from tokenfabric.testing.bench_report import environment
 
 _UNKNOWN = "unknown"
