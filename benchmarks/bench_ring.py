@@ -38,7 +38,7 @@ _STRATEGIES = (
     "q", "q_push", "kv", "kv_bidirectional", "kv_push", "allgather", "ulysses", "auto",
 )  # fmt: skip
 _HEAD_DIM, _HEADS = 64, 8
-
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 # Rows of the table that one measurement gives.
 _ROWS = {"forward": ("forward",), "both": ("forward", "both")}
@@ -58,7 +58,9 @@ def main() -> None:
     kept = read_cells(path, facts) if options.write and options.resume else []
     cells = {_place(cell.labels): cell for cell in kept}
     started_s = time.monotonic()
-    for point in product(options.ranks, options.tokens, options.kv_heads, (False, True)):
+    for point in product(
+        options.ranks, options.tokens, options.kv_heads, options.causal, [options.dtype]
+    ):
         is_done = all((*point, row) in cells for row in _ROWS[options.passes])
         is_late = (
             options.stop_after is not None and time.monotonic() - started_s > options.stop_after
@@ -85,18 +87,20 @@ def main() -> None:
 
 
 def _place(labels: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(labels[name] for name in ("ranks", "tokens", "kv heads", "causal", "pass"))
+    return tuple(
+        labels[name] for name in ("ranks", "tokens", "kv heads", "causal", "dtype", "pass")
+    )
 
 
 def _table(cells: list[Cell]) -> str:
-    return markdown_table(cells, ["tokens", "kv heads", "causal", "pass", "auto takes"])
+    return markdown_table(cells, ["tokens", "kv heads", "causal", "dtype", "pass", "auto takes"])
 
 
 _LEGEND = f"""\
 Every time is the median over rounds of the slowest rank's time for one call; a ratio is
 `{PLAIN}` / provider, the median of per-round ratios with its p25-p75. A/A is the baseline against
 itself: differences within it mean nothing on this machine. {_HEADS} query heads of {_HEAD_DIM},
-bf16, one torch thread per rank, batch 1. Tokens are those of the whole sequence, dealt zigzag where
+one torch thread per rank, batch 1. Tokens are those of the whole sequence, dealt zigzag where
 causal, else contiguous.
 
 - `{PLAIN}`: one-way KV ring by isend and irecv over gloo, contiguous, the same local kernel.
@@ -116,6 +120,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 1])
+    parser.add_argument(
+        "--causal", type=int, choices=[0, 1], nargs="+", default=[0, 1], help="without mask, with"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(_DTYPES), default="bf16", help="fp32 where the CPU lacks bf16"
+    )
     parser.add_argument("--passes", choices=list(_ROWS), default="both", help="both gives both")
     parser.add_argument("--strategies", nargs="+", default=list(_STRATEGIES))
     parser.add_argument("--seconds", type=float, default=10.0, help="timed rounds of one cell")
@@ -138,23 +148,23 @@ def _parse() -> argparse.Namespace:
 
 def rank_cells(
     world: World,
-    point: tuple[int, int, bool],
+    point: tuple[int, int, bool, str],
     passes: str,
     strategies: list[str],
     seconds: float,
     rounds: int,
 ) -> list[Cell]:
-    """Measure attention of (tokens, kv heads, causal): one cell for each row of the passes."""
-    tokens, kv_heads, causal = point
+    """Measure (tokens, kv heads, causal, dtype): one cell for each row of the passes."""
+    tokens, kv_heads, causal, dtype = point
     problem = RingProblem(
         world=world,
         tokens=tokens,
         heads_q=_HEADS,
         heads_kv=kv_heads,
         head_dim=_HEAD_DIM,
-        causal=causal,
+        causal=bool(causal),
         backward=passes == "both",
-        dtype=torch.bfloat16,
+        dtype=_DTYPES[dtype],
     )
     chosen = problem.chosen()
     labels = {
@@ -164,8 +174,8 @@ def rank_cells(
         "heads": _HEADS,
         "kv heads": kv_heads,
         "head_dim": _HEAD_DIM,
-        "dtype": "bf16",
-        "causal": causal,
+        "dtype": dtype,
+        "causal": bool(causal),
     }
     return measure_passes(
         {

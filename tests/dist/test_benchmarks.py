@@ -53,9 +53,9 @@ def test_the_row_benchmark_measures_every_body_and_form() -> None:
 def test_the_ring_benchmark_measures_each_plan_once() -> None:
     """Between two ranks a relay is a push; forward and both come from the same calls."""
     strategies = ["q", "q_push", "kv", "allgather", "auto"]
-    forward, both = run_ranks(bench_ring.rank_cells, 2, (64, 8, False), "both", strategies, 0.0, 1)[
-        0
-    ]
+    forward, both = run_ranks(
+        bench_ring.rank_cells, 2, (64, 8, False, "bf16"), "both", strategies, 0.0, 1
+    )[0]
     assert (forward.labels["auto takes"], both.labels["auto takes"]) == (
         "allgather",
         "allgather, q_push",
