@@ -44,7 +44,7 @@ class SegmentDecoder:
         self.segments: list[Segment] = []
         with torch.inference_mode():
             output = model(prompt_ids, use_cache=True)
-        self._cache = output.past_key_values
+        self._cache = output.cache
         self._first = output.logits[:, -1:].argmax(-1)
 
     @torch.inference_mode()
@@ -56,7 +56,7 @@ class SegmentDecoder:
         token, tokens = self._first, [int(self._first)]
         start_s = time.perf_counter()
         for _ in range(self._num_tokens):
-            output = self._model(token, past_key_values=self._cache, use_cache=True)
+            output = self._model(token, cache=self._cache, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
             tokens.append(int(token))
         total_s = time.perf_counter() - start_s

@@ -131,15 +131,15 @@ def call_forms(model: Any, case: ModelCase) -> dict[str, Tensor]:
     long = model(ids, use_cache=True)
     cached = {
         f"cached {name} of layer {i}": getattr(layer, name).clone()
-        for i, layer in enumerate(long.past_key_values.layers)
+        for i, layer in enumerate(long.cache.layers)
         for name in ("keys", "values")
     }
-    step = model(ids[:, :1], past_key_values=long.past_key_values)
+    step = model(ids[:, :1], cache=long.cache)
     static = StaticCache(config=model.config, max_cache_len=32)
-    model(ids, past_key_values=static)
+    model(ids, cache=static)
     given = DynamicCache(config=model.config)
-    model(ids[:, :6], past_key_values=given)
-    chunk = model(ids[:, 6:], past_key_values=given)
+    model(ids[:, :6], cache=given)
+    chunk = model(ids[:, 6:], cache=given)
     block_mask = torch.zeros(1, 1, num_tokens, num_tokens)
     return {
         **cached,
@@ -156,9 +156,9 @@ def call_forms(model: Any, case: ModelCase) -> dict[str, Tensor]:
         "first state": selected[0],
         "last state": selected[-1],
         "step with cache": step.logits,
-        "static step": model(ids[:, :1], past_key_values=static).logits,
+        "static step": model(ids[:, :1], cache=static).logits,
         "second chunk": chunk.logits,
-        "given cache step": model(ids[:, :1], past_key_values=given).logits,
+        "given cache step": model(ids[:, :1], cache=given).logits,
         "embedding": model.get_input_embeddings()(ids),
     }
 
@@ -169,7 +169,7 @@ def _rank_call_forms(world: World) -> None:
         model: Any = case.model()
         ids = case.inputs()["input_ids"]
         expected = call_forms(model, case)
-        assert model(ids, use_cache=False).past_key_values is None
+        assert model(ids, use_cache=False).cache is None
         tokenweave.parallelize(model, world)
         heads = model.tokenweave.plan.kv_heads[world.rank]
         for name, actual in call_forms(model, case).items():
@@ -178,7 +178,7 @@ def _rank_call_forms(world: World) -> None:
             wanted = whole[:, heads.start : heads.stop] if is_cached else whole
             # Logits are about 10 and errors about 1e-5; a wrong mask or position changes them by 1.
             assert torch.allclose(actual, wanted, atol=2e-4, rtol=1e-4), f"{case}: {name}"
-        assert model(ids, use_cache=False).past_key_values is None, str(case)
+        assert model(ids, use_cache=False).cache is None, str(case)
 
 
 def test_every_way_to_call_the_model_gives_its_result() -> None:

@@ -202,14 +202,14 @@ def _rank_refused_calls(world: World) -> None:
     full_cache = DynamicCache(config=model.config)
     with torch.no_grad():
         expected = model(ids).logits
-        model(ids, past_key_values=full_cache)
+        model(ids, cache=full_cache)
         embeds = model.get_input_embeddings()(ids)
     tokenweave.parallelize(model, world)
     per_head = torch.zeros(1, 9, ids.shape[1], ids.shape[1])
     calls: dict[str, Callable[[], Any]] = {
         "output_attentions is not supported": lambda: model(ids, output_attentions=True),
         "one mask per head": lambda: model(ids, attention_mask=per_head),
-        "the KV cache has 3 heads": lambda: model(ids, past_key_values=full_cache),
+        "the KV cache has 3 heads": lambda: model(ids, cache=full_cache),
         "token id 131 is outside of 0..130": lambda: model(ids + 131 - ids.max()),
         "token id -1 is outside": lambda: model(ids - ids.min() - 1),
         "exactly one of input_ids": lambda: model(),

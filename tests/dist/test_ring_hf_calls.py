@@ -112,7 +112,7 @@ def _rank_forms(world: World) -> None:
     for name, output in forms.items():
         # Rotary embeddings make scores of distances: 100 further on they round differently.
         assert torch.allclose(output.logits, expected, atol=1e-3), name
-        assert output.past_key_values is None
+        assert output.cache is None
     backbone = model.model(mine, None, own).last_hidden_state
     assert torch.equal(model.lm_head(backbone), expected)
 

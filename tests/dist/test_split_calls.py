@@ -86,10 +86,10 @@ def test_every_boundary_gives_the_models_logits_and_cache(case: ModelCase) -> No
 
     def chunks(model: PreTrainedModel) -> tuple[list[Tensor], list[Any], Any]:
         first: Any = model(ids, attention_mask=mask, use_cache=True, output_hidden_states=True)
-        cache = first.past_key_values
+        cache = first.cache
         found = [first.logits[is_real], *(h[is_real] for h in first.hidden_states)]
-        second: Any = model(ids[:, 3:7], attention_mask=longer[:, :-1], past_key_values=cache)
-        third: Any = model(ids[:, :1], attention_mask=longer, past_key_values=cache)
+        second: Any = model(ids[:, 3:7], attention_mask=longer[:, :-1], cache=cache)
+        third: Any = model(ids[:, :1], attention_mask=longer, cache=cache)
         return [*found, second.logits, third.logits], cache
 
     expected, expected_cache = chunks(reference)
@@ -112,7 +112,7 @@ def test_without_a_cache_the_tail_still_sees_the_head(case: ModelCase, boundary:
     expected = case.model()(**inputs).logits[is_attended(inputs)]
     with split_model(case, boundary) as model:
         result = model(**inputs, use_cache=False)
-        assert result.past_key_values is None
+        assert result.cache is None
         assert was_split(model) == [True]
         assert_equal(result.logits[is_attended(inputs)], expected, f"boundary {boundary}")
 
@@ -125,7 +125,7 @@ def test_a_static_cache_is_filled_as_in_one_piece() -> None:
     def run(model: PreTrainedModel) -> tuple[Tensor, Cache]:
         cache = StaticCache(config=model.config, max_cache_len=40)
         parts = [ids, ids[:, 2:9], ids[:, :1]]
-        logits = [model(part, past_key_values=cache).logits for part in parts]
+        logits = [model(part, cache=cache).logits for part in parts]
         return torch.cat(logits, dim=1), cache
 
     expected, expected_cache = run(SMOLLM2_LIKE.model())
@@ -146,7 +146,7 @@ def test_a_window_that_records_its_past_attends_to_the_end_of_it() -> None:
         cache = DynamicCache(config=model.config)
         for layer in cache.layers:
             layer.activate_past_recording()
-        logits = [model(part, past_key_values=cache).logits for part in (ids, ids[:, 2:9])]
+        logits = [model(part, cache=cache).logits for part in (ids, ids[:, 2:9])]
         return torch.cat(logits, dim=1), cache
 
     expected, expected_cache = run(SLIDING.model())
@@ -236,7 +236,7 @@ def test_what_it_is_not_known_how_to_cut_is_not_split_and_the_plan_says_so() -> 
     ids = SMOLLM2_LIKE.inputs()["input_ids"]
     lengths = torch.tensor([0, ids.shape[1]])
     calls: list[tuple[Callable[[], dict[str, Any]], str]] = [
-        (lambda: {"past_key_values": Cache(layer_class_to_replicate=OwnLayer)}, "type OwnLayer"),
+        (lambda: {"cache": Cache(layer_class_to_replicate=OwnLayer)}, "type OwnLayer"),
         (lambda: {"cu_seq_lens_q": lengths}, "cu_seq_lens_q is a tensor"),
     ]
     with split_model(SMOLLM2_LIKE, 5) as model:

@@ -35,7 +35,7 @@ def check_split_passes(world: World) -> None:
         layer.mlp.up_proj = FailsAtCall(layer.mlp.up_proj, 2)
     cache = DynamicCache(config=model.config)
     with pytest.raises(StageFailedError if world.rank == VICTIM else PeerLostError):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, cache=cache)
     assert isinstance(world.broken, PeerLostError)
     assert world.broken.peer_rank == VICTIM
 

@@ -55,7 +55,7 @@ def outputs_of(model: Any, case: ModelCase, *, keeps_hidden: bool) -> list[Tenso
     inputs = case.inputs()
     result = model(**inputs, output_hidden_states=keeps_hidden, use_cache=True)
     states = [result.logits, *(result.hidden_states or ())]
-    layers = result.past_key_values.layers
+    layers = result.cache.layers
     cached = [x for layer in layers for x in (layer.keys, layer.values)]
     return [x[is_attended(inputs)] for x in states] + cached
 
@@ -223,7 +223,7 @@ def _rank_failing_stage(world: World) -> None:
             threads = threading.active_count()
             broken.barrier()
             with pytest.raises(StageFailedError if broken.rank == victim else PeerLostError):
-                model(**case.inputs(), past_key_values=cache)
+                model(**case.inputs(), cache=cache)
             assert threading.active_count() == threads
             assert_world_is_broken(broken, PeerLostError)
             # A peer that still looks at this world must not find it closed instead.

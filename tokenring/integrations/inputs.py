@@ -101,10 +101,12 @@ def check_mask(mask: Any) -> None:
 
 def _refuse_arguments(arguments: dict[str, Any]) -> None:
     check_mask(arguments.get("attention_mask"))
-    if arguments.get("past_key_values") is not None or arguments.get("use_cache"):
+    # `past_key_values` is what transformers called it until 5.24, and still takes from callers.
+    caches = (arguments.get(name) for name in ("cache", "past_key_values"))
+    if any(cache is not None for cache in caches) or arguments.get("use_cache"):
         raise ConfigError(
             "a cache of transformers would hold this rank's tokens only: pass ring_cache=, a "
-            "tokenring.RingCache, and leave past_key_values and use_cache out"
+            "tokenring.RingCache, and leave cache and use_cache out"
         )
     if arguments.get("output_attentions"):
         raise ConfigError("output_attentions is not supported: no rank sees all scores")

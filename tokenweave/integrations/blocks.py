@@ -146,7 +146,7 @@ class AttentionBlock:
             position_embeddings=(cos[..., columns], sin[..., columns]),
             attention_mask=inputs.masks[self._layer_type],
             position_ids=inputs.position_ids,
-            past_key_values=inputs.past_key_values,
+            cache=inputs.cache,
             **inputs.attention_kwargs,
         )
         assert isinstance(x_partial, Tensor)

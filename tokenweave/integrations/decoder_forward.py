@@ -61,7 +61,7 @@ class DecoderForward:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -79,30 +79,32 @@ class DecoderForward:
         config = self.config
         return_dict = kwargs.pop("return_dict", getattr(config, "return_dict", True))
         output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
+        # The name that transformers had for it until 5.24, and takes from callers until 5.40.
+        cache = kwargs.pop("past_key_values", None) if cache is None else cache
         self._check_call(
             attention_mask,
-            past_key_values,
+            cache,
             inputs_embeds,
             output_attentions=kwargs.pop("output_attentions", config.output_attentions),
         )
 
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=config)
         x_partial = self._embed(input_ids, inputs_embeds)
         if position_ids is None:
-            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            num_past = 0 if cache is None else cache.get_seq_length()
             positions = torch.arange(x_partial.shape[1], device=x_partial.device) + num_past
             position_ids = positions.unsqueeze(0)
-        masks = self._masks(x_partial, attention_mask, past_key_values, position_ids)
+        masks = self._masks(x_partial, attention_mask, cache, position_ids)
         inputs = BlockInputs(
             masks=masks,
             position_ids=position_ids,
             position_embeddings=self._backbone.rotary_emb(x_partial, position_ids=position_ids),
-            past_key_values=past_key_values,
+            cache=cache,
             attention_kwargs=kwargs,
         )
         keep_hidden = output_hidden_states not in (None, False)
-        cuts, why = self._cuts(attention_mask, past_key_values, kwargs)
+        cuts, why = self._cuts(attention_mask, cache, kwargs)
         num_sequences, num_tokens, hidden = x_partial.shape
         plan = self._executor.reduction.passes.plan(
             PassShape(
@@ -119,7 +121,7 @@ class DecoderForward:
         halves = cut_inputs(inputs, plan, num_sequences, num_tokens, self._first_layers)
         normed, hidden_states = self._executor.run(x_partial, plan, halves, keep_hidden=keep_hidden)
 
-        output = BaseModelOutputWithPast(last_hidden_state=normed, past_key_values=past_key_values)
+        output = BaseModelOutputWithPast(last_hidden_state=normed, cache=cache)
         if keep_hidden:
             output["hidden_states"] = self._select(hidden_states, normed, output_hidden_states)
         return output.to_tuple() if return_dict is False else output
@@ -137,7 +139,7 @@ class DecoderForward:
         self,
         inputs_embeds: Tensor,
         attention_mask: Tensor | dict[str, Tensor | None] | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         position_ids: Tensor,
     ) -> dict[str, Any]:
         if isinstance(attention_mask, dict):
@@ -147,7 +149,7 @@ class DecoderForward:
                 config=self.config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 position_ids=position_ids,
             )
             for layer_type in self._first_layers
@@ -156,11 +158,11 @@ class DecoderForward:
     def _cuts(
         self,
         attention_mask: Tensor | dict[str, Tensor | None] | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         attention_kwargs: dict[str, Any],
     ) -> tuple[Literal["anywhere", "between sequences", "nowhere"], str]:
         """Return where this call's tokens can be split, and why not anywhere."""
-        if (why := why_not_cut(past_key_values)) is not None:
+        if (why := why_not_cut(cache)) is not None:
             return "nowhere", why
         for name, value in attention_kwargs.items():
             if isinstance(value, Tensor):
@@ -194,7 +196,7 @@ class DecoderForward:
     def _check_call(
         self,
         attention_mask: Tensor | dict[str, Tensor | None] | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         inputs_embeds: Tensor | None,
         *,
         output_attentions: bool | None,
@@ -212,7 +214,7 @@ class DecoderForward:
                 )
         if inputs_embeds is not None:
             self._check_embeds(inputs_embeds)
-        for layer in getattr(past_key_values, "layers", ())[:1]:
+        for layer in getattr(cache, "layers", ())[:1]:
             keys = getattr(layer, "keys", None)
             if keys is not None and keys.dim() == 4 and keys.shape[1] != self._num_kv_heads:
                 raise ConfigError(

@@ -26,7 +26,7 @@ class BlockInputs:
     """[batch or 1, tokens]."""
     position_embeddings: tuple[Tensor, Tensor]
     """cos and sin, each [batch or 1, tokens, head_dim]."""
-    past_key_values: Cache | PieceCache | None
+    cache: Cache | PieceCache | None
     """The keys and values of this rank's KV heads."""
     attention_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ def cut_inputs(
     """
     if not plan.is_split:
         return (HalfInputs((PieceInputs(num_sequences, num_tokens, inputs),)),)
-    cache = inputs.past_key_values
+    cache = inputs.cache
     assert not isinstance(cache, PieceCache)
     # Without a user's cache only the pieces of a sequence that is cut know of each other.
     cut_sequence = plan.boundary // num_tokens
@@ -75,7 +75,7 @@ def cut_inputs(
                 },
                 position_ids=_cut_positions(inputs.position_ids, piece),
                 position_embeddings=(_cut_positions(cos, piece), _cut_positions(sin, piece)),
-                past_key_values=None if is_alone else PieceCache(shared, piece),
+                cache=None if is_alone else PieceCache(shared, piece),
             ),
         )
 
