@@ -20,7 +20,8 @@ void register_errors();
 void bind_cuda(py::module_& module);
 void bind_cuda_launch(py::module_& module);  // after bind_cuda, whose classes it takes
 void bind_fabric(py::module_& module);
-void bind_mailboxes(py::module_& module);  // after bind_fabric, whose classes it returns
+void bind_gpu_messages(py::module_& module);  // after bind_fabric, whose classes it takes
+void bind_mailboxes(py::module_& module);     // after bind_fabric, whose classes it returns
 void bind_ring(py::module_& module);
 void bind_ring_cuda(py::module_& module);  // after bind_ring, whose classes it takes
 void bind_weave(py::module_& module);

@@ -3,6 +3,7 @@
 #include "bindings.hpp"
 #include "segment_view.hpp"
 
+#include <memory>
 #include <utility>
 
 namespace token::bindings {
@@ -18,9 +19,15 @@ using NoGil = py::call_guard<py::gil_scoped_release>;
 
 void bind_mailboxes(py::module_& module) {
     py::class_<Mailboxes>(module, "Mailboxes")
-        .def(py::init<Communicator&, int64_t>(),
+        .def(py::init([](Communicator& comm, int64_t data_bytes, bool is_elsewhere) {
+                 return std::make_unique<Mailboxes>(
+                     comm,
+                     data_bytes,
+                     is_elsewhere ? Mailboxes::Data::kElsewhere : Mailboxes::Data::kInSegment);
+             }),
              py::arg("comm"),
              py::arg("data_bytes"),
+             py::arg("is_elsewhere") = false,
              py::keep_alive<1, 2>(),
              NoGil())
         .def(

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_C, module) {
     auto fabric = module.def_submodule("fabric", "Shared memory and signals between ranks.");
     token::bindings::bind_fabric(fabric);
     token::bindings::bind_mailboxes(fabric);
+    token::bindings::bind_gpu_messages(cuda);
     auto ring = module.def_submodule("ring", "Attention over a sharded sequence.");
     token::bindings::bind_ring(ring);
     token::bindings::bind_ring_cuda(ring);

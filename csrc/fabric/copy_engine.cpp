@@ -43,8 +43,12 @@ CopyEngine::CopyEngine(CopyEngineOptions options)
 
 CopyEngine::~CopyEngine() {
     close();
-    const WithContext context(options_.calls, options_.context);
-    options_.calls.destroy_stream(stream_);
+    // Nothing may be thrown here; a driver that has shut down has ended the stream too.
+    if (options_.calls.push_context(options_.context) == 0) {
+        options_.calls.destroy_stream(stream_);
+        void* popped = nullptr;
+        options_.calls.pop_context(&popped);
+    }
 }
 
 uint32_t CopyEngine::grant(int peer, void* stream) {
@@ -78,12 +82,10 @@ void CopyEngine::await(int peer,
                  stream);
 }
 
-void CopyEngine::send(int peer,
-                      DeviceAddress to,
-                      DeviceAddress from,
-                      int64_t num_bytes,
-                      void* stream,
-                      const std::string& what) {
+uint32_t CopyEngine::send(int peer,
+                          const std::vector<CopyPiece>& pieces,
+                          void* stream,
+                          const std::string& what) {
     const WithContext context(options_.calls, options_.context);
     refuse_capture(stream);
     const CopyEnginePeer& words = with(peer);
@@ -100,14 +102,21 @@ void CopyEngine::send(int peer,
                  stream);
     num_sent_[static_cast<size_t>(peer)] = number;
     const DriverCalls& calls = options_.calls;
-    if (num_bytes > 0) {
-        check_driver(calls,
-                     calls.memcpy_async(to, from, static_cast<size_t>(num_bytes), stream),
-                     "cuMemcpyAsync");
+    for (const CopyPiece& piece : pieces) {
+        if (piece.num_bytes > 0) {
+            const auto size = static_cast<size_t>(piece.num_bytes);
+            check_driver(
+                calls, calls.memcpy_async(piece.to, piece.from, size, stream), "cuMemcpyAsync");
+        }
     }
     check_driver(calls,
                  calls.write_value(stream, words.arrived_there.device, number, kWriteAfterAll),
                  "cuStreamWriteValue32");
+    return number;
+}
+
+bool CopyEngine::has_left(int peer, uint32_t number) const {
+    return comm::has_reached(load(with(peer).arrived_there), number);
 }
 
 void CopyEngine::check() const {
@@ -137,7 +146,7 @@ void CopyEngine::refuse_capture(void* stream) const {
                 "ring attention outside of the capture");
 }
 
-CopyEnginePeer& CopyEngine::with(int peer) {
+const CopyEnginePeer& CopyEngine::with(int peer) const {
     TOKEN_CHECK(
         peer >= 0 && peer < static_cast<int>(options_.peers.size()) && peer != options_.rank,
         "rank ",
@@ -149,21 +158,22 @@ CopyEnginePeer& CopyEngine::with(int peer) {
     return options_.peers[static_cast<size_t>(peer)];
 }
 
+size_t CopyEngine::take_slot(std::unique_lock<std::mutex>& lock) {
+    for (; free_slots_.empty() && !failure_; changed_.wait_for(lock, kPoll)) {
+        forget_finished();
+    }
+    if (failure_) {
+        std::rethrow_exception(failure_);
+    }
+    const size_t slot = free_slots_.back();
+    free_slots_.pop_back();
+    return slot;
+}
+
 void CopyEngine::enqueue_wait(Wait wait, void* stream) {
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (failure_) {
-            std::rethrow_exception(failure_);
-        }
-        if (free_slots_.empty()) {
-            forget_finished();
-        }
-        TOKEN_CHECK(!free_slots_.empty(),
-                    "more than ",
-                    options_.reached.size(),
-                    " messages wait at once: wait for some before more are posted");
-        wait.slot = free_slots_.back();
-        free_slots_.pop_back();
+        std::unique_lock<std::mutex> lock(mutex_);
+        wait.slot = take_slot(lock);
         wait.number = ++next_number_;
         waits_.push_back(wait);
     }

@@ -53,12 +53,21 @@ struct CopyEnginePeer {
     SignalWord granted_there;  // credits to the peer, written by this rank
 };
 
+// A part of a message; parts of no bytes are allowed.
+struct CopyPiece {
+    DeviceAddress to = 0;
+    DeviceAddress from = 0;
+    int64_t num_bytes = 0;
+};
+
 struct CopyEngineOptions {
     DriverCalls calls{};
     void* context = nullptr;
     int rank = 0;
     std::vector<CopyEnginePeer> peers;  // [size]
-    std::vector<SignalWord> reached;    // as many as waits may be under way, written by this rank
+    // As many as waits may be under way, written by this rank. A call that needs more waits for the
+    // oldest: the host is that far ahead of the GPU.
+    std::vector<SignalWord> reached;
     double timeout_s = 30.0;
     // All may be empty. Called by the watchdog.
     std::function<bool(int peer)> is_dead;
@@ -73,7 +82,7 @@ class CopyEngine {
     CopyEngine(const CopyEngine&) = delete;
     CopyEngine& operator=(const CopyEngine&) = delete;
 
-    // All but check() and close() enqueue on `stream` and return at once. They throw the failure
+    // grant(), await() and send() enqueue on `stream` and return at once. They throw the failure
     // once there is one, and InvalidArgument for a stream that is being captured in a graph. For
     // one thread at a time.
 
@@ -87,16 +96,19 @@ class CopyEngine {
                int64_t num_bytes,
                void* stream,
                const std::string& what);
-    // Copies the next message to `peer` once it is granted, then says that it is there.
-    void send(int peer,
-              DeviceAddress to,
-              DeviceAddress from,
-              int64_t num_bytes,
-              void* stream,
-              const std::string& what);
+    // Copies the next message to `peer` once it is granted, then says that it is there. Returns the
+    // number of that message.
+    uint32_t send(int peer,
+                  const std::vector<CopyPiece>& pieces,
+                  void* stream,
+                  const std::string& what);
+    // Whether all of a message to `peer` has been copied: what it was copied from is free.
+    bool has_left(int peer, uint32_t number) const;
 
     // Throws CommTimeout, PeerLost or the verdict of others, if there is a failure.
     void check() const;
+    // Throws InvalidArgument for a stream that is being captured; the context must be current.
+    void refuse_capture(void* stream) const;
     // Releases all waits, as a failure does; the words may be given back when the streams are done.
     void close();
 
@@ -114,8 +126,8 @@ class CopyEngine {
         std::optional<Clock::time_point> deadline;
     };
 
-    void refuse_capture(void* stream) const;
-    CopyEnginePeer& with(int peer);
+    const CopyEnginePeer& with(int peer) const;
+    size_t take_slot(std::unique_lock<std::mutex>& lock);
     void enqueue_wait(Wait wait, void* stream);
     void watch();
     bool is_reached(const Wait& wait) const;

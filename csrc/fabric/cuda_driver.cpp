@@ -28,6 +28,11 @@ std::string find_all(void* library, DriverCalls& calls) {
     find(library, "cuStreamDestroy_v2", calls.destroy_stream, missing);
     find(library, "cuStreamQuery", calls.query_stream, missing);
     find(library, "cuStreamIsCapturing", calls.is_capturing, missing);
+    find(library, "cuEventCreate", calls.create_event, missing);
+    find(library, "cuEventDestroy_v2", calls.destroy_event, missing);
+    find(library, "cuEventRecord", calls.record_event, missing);
+    find(library, "cuStreamWaitEvent", calls.wait_event, missing);
+    find(library, "cuCtxSynchronize", calls.synchronize, missing);
     find(library, "cuDevicePrimaryCtxRetain", calls.retain_context, missing);
     find(library, "cuDevicePrimaryCtxRelease_v2", calls.release_context, missing);
     find(library, "cuCtxPushCurrent_v2", calls.push_context, missing);

@@ -19,10 +19,11 @@ inline constexpr unsigned kWaitUntilReached = 0x0;     // (int32_t)(*address - v
 inline constexpr unsigned kWriteAfterAll = 0x0;        // what the stream wrote before is visible
 inline constexpr unsigned kWriteWithoutBarrier = 0x1;  // nothing is said about what was before
 inline constexpr unsigned kNonBlockingStream = 0x1;
+inline constexpr unsigned kEventWithoutTime = 0x2;
 inline constexpr unsigned kRegisterPortableMapped = 0x3;
 inline constexpr int kNotReady = 600;
 
-// Each returns 0 or a CUresult. Streams and contexts are the driver's handles.
+// Each returns 0 or a CUresult. Streams, events and contexts are the driver's handles.
 struct DriverCalls {
     int (*memcpy_async)(DeviceAddress to, DeviceAddress from, size_t num_bytes, void* stream);
     int (*memset_async)(DeviceAddress to, unsigned char value, size_t num_bytes, void* stream);
@@ -32,6 +33,11 @@ struct DriverCalls {
     int (*destroy_stream)(void* stream);
     int (*query_stream)(void* stream);
     int (*is_capturing)(void* stream, int* status);
+    int (*create_event)(void** event, unsigned flags);
+    int (*destroy_event)(void* event);
+    int (*record_event)(void* event, void* stream);
+    int (*wait_event)(void* stream, void* event, unsigned flags);
+    int (*synchronize)();
     int (*retain_context)(void** context, int device);
     int (*release_context)(int device);
     int (*push_context)(void* context);

@@ -63,12 +63,14 @@ class Mailboxes::Wait final : public comm::WaitMonitor {
     int peer_ = -1;
 };
 
-Mailboxes::Mailboxes(Communicator& communicator, int64_t data_bytes)
-    : group_(communicator.group()),
-      data_offset_(align_up(group_.size() * kBytesPerPeer, kPageBytes)),
-      pairs_(group_.size()) {
+Mailboxes::Mailboxes(Communicator& communicator, int64_t data_bytes, Data data)
+    : group_(communicator.group()), pairs_(group_.size()) {
     TOKEN_CHECK(data_bytes >= 0, "data_bytes must not be negative, got ", data_bytes);
-    memory_ = communicator.allocate(data_offset_ + data_bytes);
+    const int64_t own_bytes = align_up(group_.size() * kBytesPerPeer, kPageBytes);
+    const bool is_here = data == Data::kInSegment;
+    data_offset_ = is_here ? own_bytes : 0;
+    data_end_ = data_offset_ + data_bytes;
+    memory_ = communicator.allocate(is_here ? data_end_ : own_bytes);
     const int rank = group_.rank();
     for (int peer = 0; peer < group_.size(); ++peer) {
         if (peer != rank) {
@@ -81,16 +83,16 @@ Mailboxes::Mailboxes(Communicator& communicator, int64_t data_bytes)
 }
 
 void Mailboxes::post(int peer, int64_t offset_bytes, int64_t num_bytes) {
-    const int64_t end = memory_->segment(group_.rank())->num_bytes();
-    TOKEN_CHECK(offset_bytes >= data_offset_ && num_bytes >= 0 && offset_bytes + num_bytes <= end,
-                "bytes ",
-                offset_bytes,
-                " to ",
-                offset_bytes + num_bytes,
-                " are not in the data of this rank, ",
-                data_offset_,
-                " to ",
-                end);
+    TOKEN_CHECK(
+        offset_bytes >= data_offset_ && num_bytes >= 0 && offset_bytes + num_bytes <= data_end_,
+        "bytes ",
+        offset_bytes,
+        " to ",
+        offset_bytes + num_bytes,
+        " are not in the data of this rank, ",
+        data_offset_,
+        " to ",
+        data_end_);
     Wait wait(group_);
     Sender& postings = with(peer).postings;
     const Posting posting{offset_bytes, num_bytes};

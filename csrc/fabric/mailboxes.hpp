@@ -6,7 +6,8 @@
 // the other the sender says that it is there. Messages of a pair match postings in order.
 //
 // One segment a rank, the same size on all: the mailboxes' lines and slots, then `data_bytes` whose
-// use is up to the rank.
+// use is up to the rank. The data may also lie elsewhere, on a GPU: then offsets count from 0, the
+// postings pass through here, and who has moved the data says so in its own way.
 #pragma once
 
 #include "communicator.hpp"
@@ -23,8 +24,10 @@ class Mailboxes {
     // Postings of one pair that may be unused at a time; posting more waits.
     static constexpr uint32_t kMostPostings = 64;
 
+    enum class Data { kInSegment, kElsewhere };
+
     // Collective.
-    Mailboxes(Communicator& communicator, int64_t data_bytes);
+    Mailboxes(Communicator& communicator, int64_t data_bytes, Data data = Data::kInSegment);
 
     std::shared_ptr<Segment> segment(int rank) const { return memory_->segment(rank); }
     // Where the data of a segment starts.
@@ -65,6 +68,7 @@ class Mailboxes {
 
     comm::HostGroup& group_;
     int64_t data_offset_;
+    int64_t data_end_;
     std::unique_ptr<SymmetricMemory> memory_;
     std::vector<std::unique_ptr<Pair>> pairs_;  // [size], null for this rank
 };

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -68,6 +69,10 @@ class SoftwareStream {
     std::deque<std::function<void()>> operations_;
     int num_open_ = 0;
     std::thread thread_;
+};
+
+struct SoftwareEvent {
+    std::shared_ptr<std::atomic<bool>> recorded = std::make_shared<std::atomic<bool>>(true);
 };
 
 inline SoftwareStream& stream_of(void* handle) {
@@ -129,6 +134,29 @@ inline fabric::DriverCalls software_calls() {
     };
     calls.is_capturing = [](void* stream, int* status) {
         *status = stream_of(stream).is_capturing ? 1 : 0;
+        return 0;
+    };
+    calls.create_event = [](void** event, unsigned) {
+        *event = new SoftwareEvent();
+        return 0;
+    };
+    calls.destroy_event = [](void* event) {
+        delete static_cast<SoftwareEvent*>(event);
+        return 0;
+    };
+    calls.record_event = [](void* event, void* stream) {
+        auto& recorded = static_cast<SoftwareEvent*>(event)->recorded;
+        recorded = std::make_shared<std::atomic<bool>>(false);
+        stream_of(stream).enqueue([done = recorded] { *done = true; });
+        return 0;
+    };
+    calls.wait_event = [](void* stream, void* event, unsigned) {
+        // As in CUDA: for what had been recorded when this was called.
+        stream_of(stream).enqueue([done = static_cast<SoftwareEvent*>(event)->recorded] {
+            while (!*done) {
+                std::this_thread::yield();
+            }
+        });
         return 0;
     };
     calls.push_context = [](void*) { return 0; };
