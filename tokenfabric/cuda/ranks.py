@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tokenfabric import env, native
+from tokenfabric.channel_cuda import CopyEngineChannel
 from tokenfabric.cuda.capability import AgreedCapability, agree
 from tokenfabric.cuda.device import pack, read_capability, unpack
 from tokenfabric.cuda.memory import ALIGNMENT_BYTES, CudaMemory
@@ -59,6 +60,7 @@ class CudaRanks:
         memory, workspace: what the ranks share, and how it is used.
         group: this rank's place among them, for native launches.
         size: number of ranks.
+        channel: messages between the GPUs, once somebody has opened it.
         table: the file of measured times that algorithms are chosen by, equal on all ranks; or
             nothing.
     """
@@ -90,6 +92,8 @@ class CudaRanks:
         self.device = device
         self.rank = 0 if group is None else dist.get_rank(group)
         self._process_group = group
+        self._timeout_s = timeout_s
+        self.channel: CopyEngineChannel | None = None
         channel_bytes = native.cuda.channel_bytes()
         staging_bytes = native.cuda.staging_bytes(self.size, ONE_SHOT_BLOCKS, ONE_SHOT_BLOCK_BYTES)
         slot_bytes = env.cuda_slot_bytes() if self.size > 1 else 0
@@ -182,8 +186,26 @@ class CudaRanks:
             stream.wait_stream(self._stream)
         self._stream, self._raw_stream = stream, raw
 
+    def open_channel(self, comm: "native.fabric.Communicator") -> CopyEngineChannel:
+        """Return the messages between the GPUs, opened by the first use. Not collective.
+
+        Args:
+            comm: shared host memory of the same ranks.
+        """
+        if self.channel is None:
+            self.channel = CopyEngineChannel(
+                comm,
+                self.allocate,
+                self.stream,
+                device_index=self.device.index,
+                timeout_s=self._timeout_s,
+            )
+        return self.channel
+
     def error(self, operation: str = "a kernel") -> CommError | None:
-        """Return what this rank's kernels have recorded, None while all is well."""
+        """Return what this rank's kernels or messages have recorded, None while all is well."""
+        if self.channel is not None and (failure := self.channel.failure()) is not None:
+            return failure
         try:
             self.group.check(operation)
         except CommError as error:
@@ -207,6 +229,8 @@ class CudaRanks:
         if not self._is_closed:
             self._is_closed = True
             torch.cuda.synchronize(self.device)
+            if self.channel is not None:
+                self.channel.close()
             self.memory.release()
 
 
