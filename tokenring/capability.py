@@ -46,6 +46,8 @@ class Capability:
     is_deterministic: bool
     why_unavailable: str | None = None
     """What this installation lacks."""
+    is_optional: bool = False
+    """Whether it needs something besides torch itself: that this is not there is no news."""
 
     def why_not(self, needs: LocalNeeds) -> str | None:
         """Return the first need that is not met, in words, or None."""

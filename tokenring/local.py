@@ -5,6 +5,10 @@ more entry in `implementations`.
 """
 
 from tokenring.capability import LocalChoice, LocalNeeds, choose_capability
+from tokenring.local_cudnn import CudnnAttention
+from tokenring.local_flash_attn_2 import FlashAttn2
+from tokenring.local_flash_attn_3 import FlashAttn3
+from tokenring.local_flash_attn_4 import FlashAttn4
 from tokenring.local_flash_cpu import FlashCpu
 from tokenring.local_flash_cuda import FlashCuda
 from tokenring.local_protocol import LocalAttention
@@ -12,8 +16,15 @@ from tokenring.local_tiled import Tiled
 
 
 def implementations() -> tuple[LocalAttention, ...]:
-    """Return all of them, the preferred first."""
-    return (FlashCpu(), FlashCuda(), Tiled())
+    """Return all of them, the preferred first.
+
+    On GPUs: packages that somebody has installed for the purpose, newest first, then torch's flash
+    kernels, which take every band. cuDNN's take two kinds, so they are taken by name only.
+    """
+    return (
+        FlashCpu(), FlashAttn4(), FlashAttn3(), FlashAttn2(), FlashCuda(), CudnnAttention(),
+        Tiled(),
+    )  # fmt: skip
 
 
 def choose_local(needs: LocalNeeds, name: str = "auto") -> tuple[LocalAttention, LocalChoice]:
@@ -29,6 +40,11 @@ def choose_local(needs: LocalNeeds, name: str = "auto") -> tuple[LocalAttention,
     found = implementations()
     if name == "auto":
         # That the implementations for other devices cannot is no news.
-        found = tuple(local for local in found if needs.device in local.capability.devices) or found
+        found = tuple(
+            local
+            for local in found
+            if needs.device in local.capability.devices
+            and not (local.capability.is_optional and local.capability.why_unavailable)
+        )
     choice = choose_capability(needs, [local.capability for local in found], name)
     return next(local for local in found if local.capability.name == choice.name), choice

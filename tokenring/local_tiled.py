@@ -139,6 +139,13 @@ def _tiles_of(start: int, stop: int, k: Tensor, band: BandBounds) -> Iterator[_T
     last = kv_rows if upper is None else min(kv_rows, stop + upper)
     for kv_start in range(first, last, _TILE_KV):
         kv_stop = min(kv_start + _TILE_KV, last)
+        # From the bounds, not from the mask: on a GPU that question would wait for it.
+        sees_all = (upper is None or kv_stop - 1 - start <= upper) and (
+            lower is None or kv_start - (stop - 1) >= lower
+        )
+        if sees_all:
+            yield _Tile(slice(kv_start, kv_stop), None)
+            continue
         apart = (
             torch.arange(kv_start, kv_stop, device=k.device)
             - torch.arange(start, stop, device=k.device)[:, None]
@@ -148,7 +155,7 @@ def _tiles_of(start: int, stop: int, k: Tensor, band: BandBounds) -> Iterator[_T
             hidden |= apart > upper
         if lower is not None:
             hidden |= apart < lower
-        yield _Tile(slice(kv_start, kv_stop), hidden if hidden.any() else None)
+        yield _Tile(slice(kv_start, kv_stop), hidden)
 
 
 def _scores(q_tile: Tensor, k_tile: Tensor, scale: float, softcap: float | None) -> Tensor:

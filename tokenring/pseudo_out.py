@@ -20,7 +20,8 @@ def pseudo_out(dout: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     largest = dout_wide.abs().amax(dim=-1, keepdim=True)
     least = (delta.abs() * 2.0**-64).clamp(min=2.0**-100)
     is_lost = (largest < least) & (delta != 0)
-    if is_lost.any():
+    # On a GPU the question would wait for it.
+    if dout.is_cuda or is_lost.any():
         first = torch.zeros_like(dout_wide)
         first[..., :1] = least
         dout_wide = torch.where(is_lost, first, dout_wide)

@@ -1,9 +1,12 @@
 """Which implementation of local attention is taken, and why."""
 
+import importlib.metadata
+
 import pytest
 import torch
 
 from tokenfabric.errors import ConfigError
+from tokenring import installed
 from tokenring.capability import Capability, LocalNeeds, choose_capability
 from tokenring.local import choose_local
 
@@ -43,7 +46,45 @@ def test_choice_on_a_gpu(
 ) -> None:
     """By what the kernels can do; asking starts no GPU."""
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: is_built)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: False)
     assert choose_local(needs(device="cuda", **changes))[1].explain() == expected
+
+
+@pytest.mark.parametrize(
+    ("distribution", "version", "capability", "expected"),
+    [
+        ("flash-attn", "2.8.3", (8, 0), "flash_attn_2"),
+        ("flash-attn", "2.6.3", (8, 0), "flash_cuda"),
+        ("flash-attn-3", "3.0.0b1", (9, 0), "flash_attn_3"),
+        ("flash-attn-3", "3.0.0b1", (8, 0), "flash_cuda"),
+        ("flash-attn-4", "4.0.0b2", (10, 0), "flash_attn_4"),
+    ],
+)
+def test_installed_packages_are_preferred(
+    monkeypatch: pytest.MonkeyPatch,
+    distribution: str,
+    version: str,
+    capability: tuple[int, int],
+    expected: str,
+) -> None:
+    """Where their version and the GPU fit; asked for by name they say why not."""
+
+    def find(name: str) -> str:
+        if name == distribution:
+            return version
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed.why_not_installed.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert choose_local(needs(device="cuda"))[1].explain() == expected
+    with pytest.raises(ConfigError, match=r"it needs the package flash-attn|it needs compute"):
+        choose_local(
+            needs(device="cuda"), "flash_attn_4" if capability < (10, 0) else "flash_attn_2"
+        )
+    installed.why_not_installed.cache_clear()
 
 
 def test_refusals_of_a_choice() -> None:
@@ -51,7 +92,7 @@ def test_refusals_of_a_choice() -> None:
     with pytest.raises(ConfigError, match="'flash_cpu' cannot do this: it has no softcap"):
         choose_local(needs(has_softcap=True), "flash_cpu")
     with pytest.raises(
-        ConfigError, match="'flash_9' does not exist; pass one of flash_cpu, flash_cuda, tiled"
+        ConfigError, match=r"'flash_9' does not exist; pass one of cudnn, flash_attn_2, .* tiled"
     ):
         choose_local(needs(), "flash_9")
     with pytest.raises(ConfigError, match=r"flash_cpu: computes .*, not int8; tiled: computes"):

@@ -1,0 +1,92 @@
+"""Local attention by flash-attn 3, if it is installed: kernels for Hopper.
+
+Facts about its module `flash_attn_interface`, beside those of local_window.py: head_dim up to 256,
+a window bound of -1 means none and (-1, 0) is the causal kernel, softcap 0 means none. The
+functions called are those under its autograd, which return lse and take it back.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenring.capability import Capability
+from tokenring.installed import why_not_installed, why_not_on_this_gpu
+from tokenring.local_window import WindowAttention
+
+_LEAST_VERSION = (3,)
+_MAX_HEAD_DIM = 256
+
+
+class FlashAttn3(WindowAttention):
+    """See LocalAttention."""
+
+    @property
+    def capability(self) -> Capability:
+        return Capability(
+            name="flash_attn_3",
+            devices=frozenset({"cuda"}),
+            dtypes=frozenset({"bfloat16", "float16"}),
+            bands=frozenset({"full", "causal", "offset", "window"}),
+            max_head_dim=_MAX_HEAD_DIM,
+            has_softcap=True,
+            has_backward=True,
+            is_deterministic=False,
+            is_optional=True,
+            why_unavailable=why_not_installed("flash-attn-3", _LEAST_VERSION)
+            or why_not_on_this_gpu(9),
+        )
+
+    def forward_window(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        left: int | None,
+        right: int | None,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See WindowAttention."""
+        out, lse, *_ = _interface()._flash_attn_forward(
+            q, k, v,
+            softmax_scale=scale,
+            window_size_left=-1 if left is None else left,
+            window_size_right=-1 if right is None else right,
+            softcap=0.0 if softcap is None else softcap,
+        )  # fmt: skip
+        return out, lse
+
+    def backward_window(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        *,
+        scale: float,
+        left: int | None,
+        right: int | None,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See WindowAttention."""
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        _interface()._flash_attn_backward(
+            dout, q, k, v, out, lse,
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            softmax_scale=scale,
+            window_size_left=-1 if left is None else left,
+            window_size_right=-1 if right is None else right,
+            softcap=0.0 if softcap is None else softcap,
+        )  # fmt: skip
+        return dq, dk, dv
+
+
+def _interface() -> Any:
+    return importlib.import_module("flash_attn_interface")
