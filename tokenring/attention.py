@@ -40,15 +40,19 @@ def ring_attention(
     kv_layout: Layout | None = None,
     strategy: str = "auto",
     deterministic: bool = False,
+    local: str = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of this rank's queries over the keys of all ranks (arXiv 2412.20501 and others).
 
         out = softmax(scale * q k^T, over the keys each query sees) v
 
-    Collective: all ranks call it with tensors of one whole, in the same order, and so do their
-    backwards. What travels, q and out or k and v, is chosen by the bytes; both give the same
-    values but for rounding. Each direction is planned for itself.
+    Collective: all ranks call it with tensors of one whole, where the world is, in the same order,
+    and so do their backwards. What travels, q and out or k and v, is chosen by the bytes; both give
+    the same values but for rounding. Each direction is planned for itself.
+
+    On GPUs it is enqueued on the current stream and cannot be captured in a CUDA graph; a message
+    that does not come makes the results NaN and the next call raise.
 
     Args:
         q: [batch, rows, heads_q, head_dim], this rank's rows as `tokenring.shard` deals them.
@@ -68,7 +72,9 @@ def ring_attention(
         kv_layout: the same of k and v, where it differs (a cache, cross-attention).
         strategy: "auto", or one of `tokenring.STRATEGIES`.
         deterministic: refuse local kernels whose bits may differ from call to call. On CPUs none
-            does.
+            does; on GPUs the backward of torch's flash kernels does.
+        local: "auto", or the local kernels that must be taken: "flash_cpu", "flash_cuda", "cudnn",
+            "flash_attn_2", "flash_attn_3", "flash_attn_4", "tiled".
         return_lse: also return lse.
 
     Returns:
@@ -90,6 +96,7 @@ def ring_attention(
         q, k, v, world,
         q_layout=layout, kv_layout=kv_layout or layout, causal=causal, scale=scale, window=window,
         softcap=softcap, sinks=sinks, strategy=strategy, deterministic=deterministic,
+        local=local,
     )  # fmt: skip
     out, lse = _RingAttention.apply(q, k, v, sinks, world, attention)
     return (out, lse) if return_lse else out
@@ -110,6 +117,7 @@ def check_attention(
     sinks: Tensor | None,
     strategy: str,
     deterministic: bool,
+    local: str = "auto",
 ) -> Attention:
     """Refuse what cannot be computed, by name; return the rest as what it is planned by."""
     tensors = {"q": q, "k": k, "v": v}
@@ -119,8 +127,10 @@ def check_attention(
                 f"{name} must be [batch, rows, heads, head_dim] of a floating dtype, that of q "
                 f"({q.dtype}); got {tuple(x.shape)} of {x.dtype}"
             )
-        if not x.is_cpu or x.layout is not torch.strided:
-            raise ConfigError(f"{name} is {x.layout} on {x.device}, but this world is on cpu")
+        if x.device != world.device or x.layout is not torch.strided:
+            raise ConfigError(
+                f"{name} is {x.layout} on {x.device}, but this world is on {world.device}"
+            )
     if k.shape[:3] != v.shape[:3] or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ConfigError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: k and v need one batch, "
@@ -138,10 +148,12 @@ def check_attention(
                 f"{layout.num_rows(world.rank)} of {layout.num_tokens}: pass num_tokens=, or the "
                 "layout the tensors were sharded by"
             )
-    if sinks is not None and (sinks.shape != (q.shape[2],) or not sinks.is_floating_point()):
+    if sinks is not None and (
+        sinks.shape != (q.shape[2],) or not sinks.is_floating_point() or sinks.device != q.device
+    ):
         raise ConfigError(
-            f"sinks must be one number for each of {q.shape[2]} query heads, got "
-            f"{tuple(sinks.shape)} of {sinks.dtype}"
+            f"sinks must be one number for each of {q.shape[2]} query heads, on {q.device}, got "
+            f"{tuple(sinks.shape)} of {sinks.dtype} on {sinks.device}"
         )
     chosen_scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     check_scores(chosen_scale, softcap)
@@ -165,6 +177,7 @@ def check_attention(
         strategy=strategy,
         deterministic=deterministic,
         needs_gradient=needs_gradient,
+        local=local,
     )
 
 

@@ -53,6 +53,8 @@ class Attention:
     strategy: str
     deterministic: bool
     needs_gradient: bool
+    local: str = "auto"
+    """Which implementation of local attention: its name in `explain()`."""
 
     def plan(self, direction: Pass, topology: Topology) -> RingPlan:
         """Return the plan of one direction for all ranks."""
@@ -120,6 +122,7 @@ def walk_plan(
         PeerLostError, CommTimeoutError: naming step, tensor and peer.
     """
     prepared = _prepare(world, attention, direction)
+    device = inputs["kv"][0].device
     numerics = Numerics(
         local=prepared.local,
         scale=attention.scale,
@@ -127,10 +130,11 @@ def walk_plan(
         sinks=sinks,
         wire=wire_format(attention),
         result=attention.dtype,
-        threads=MergeThreads.of_communicator(world.host_comm),
+        threads=MergeThreads.of_communicator(world.host_comm) if device.type == "cpu" else None,
+        device=device,
     )
     part = prepared.plan.of_rank(world.rank)
-    with collective(world, prepared.call) as channel:
+    with collective(world, prepared.call, device) as channel:
         memory = channel.memory(prepared.memory_bytes)
         return run(execute(part, inputs, numerics, channel, memory))
 
@@ -166,12 +170,16 @@ def choose_kernels(
             has_softcap=attention.softcap is not None,
             needs_backward=attention.needs_gradient,
             is_deterministic=attention.deterministic,
-        )
+        ),
+        attention.local,
     )
 
 
 def topology_of(world: "World") -> Topology:
-    """Return what connects the ranks of a world of CPUs."""
+    """Return what connects the ranks of a world, and how fast it is taken to be."""
+    if world.cuda is not None:
+        # Of what joins GPUs that map each other's memory nothing more is known: a port each.
+        return Topology.preset("switch")
     shared = Topology.preset("shared_memory")
     if world.hosts is None:
         return shared
@@ -188,7 +196,7 @@ def _prepare(world: "World", attention: Attention, direction: Pass) -> _Prepared
     prepared: _Prepared | None = world.prepared.get(key)
     if prepared is None:
         plan = attention.plan(direction, topology_of(world))
-        local, _ = choose_kernels(attention, plan)
+        local, _ = choose_kernels(attention, plan, world.device.type)
         memory_bytes = max(slot_offsets(part)[-1] for part in plan.ranks)
         prepared = _Prepared(plan, local, memory_bytes, attention.fingerprint(direction))
         world.prepared.remember(key, prepared)

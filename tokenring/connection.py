@@ -4,38 +4,54 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+
 from tokenfabric.channel import Channel
 from tokenfabric.channel_hosts import HostsChannel
 from tokenfabric.channel_shared import SharedMemoryChannel
-from tokenfabric.errors import CommError
+from tokenfabric.errors import CommError, ConfigError
 from tokenfabric.hosts import Call
 
 if TYPE_CHECKING:
+    from tokenfabric.channel_cuda import CopyEngineChannel
     from tokenfabric.world import World
 
 
 @contextlib.contextmanager
-def collective(world: "World", call: Call) -> Iterator[Channel]:
+def collective(world: "World", call: Call, device: torch.device) -> Iterator[Channel]:
     """Agree on `call` with all ranks, then let the body exchange messages. Collective.
 
     Whatever ends the body early breaks the world on every rank: the others wait for messages that
     will not come, and shall not wait until the deadline.
 
+    Args:
+        world: the ranks.
+        call: what all of them must want.
+        device: where the tensors lie: on the CPU, or on this rank's GPU.
+
     Raises:
         MismatchError: the ranks differ; raised before the body, and the world stays usable.
         PeerLostError, CommTimeoutError: see `tokenfabric.errors`.
-        ConfigError: the world is closed.
+        ConfigError: the world is closed, or has no tensors there, or its stream is being captured.
     """
     if world.hosts is not None and not world.is_closed:
         with world.hosts.collective(call):
-            yield channel_of(world)
-            channel_of(world).flush()
+            yield channel_of(world, device)
+            channel_of(world, device).flush()
         return
     comm = world.comm
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            raise ConfigError(
+                "messages between GPUs cannot be captured in a CUDA graph in this version: call "
+                "ring attention outside of the capture"
+            )
+        # What went wrong since the last call names the message; the agreement would not.
+        _cuda_channel(world, device).check()
     comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
     try:
-        yield channel_of(world)
-        channel_of(world).flush()
+        yield channel_of(world, device)
+        channel_of(world, device).flush()
     except CommError:
         raise  # shared memory has told the others
     except BaseException:
@@ -43,8 +59,18 @@ def collective(world: "World", call: Call) -> Iterator[Channel]:
         raise
 
 
-def channel_of(world: "World") -> Channel:
-    """Return the world's channel, opened by the first use. Not collective."""
+def channel_of(world: "World", device: torch.device | None = None) -> Channel:
+    """Return a channel of the world, opened by the first use. Not collective.
+
+    Args:
+        world: the ranks.
+        device: where its tensors lie; default: where the world is.
+
+    Raises:
+        ConfigError: the world has no tensors there.
+    """
+    if (world.device if device is None else device).type == "cuda":
+        return _cuda_channel(world, device)
     if world.channel is None:
         if world.hosts is None:
             world.channel = SharedMemoryChannel(world.comm)
@@ -52,3 +78,9 @@ def channel_of(world: "World") -> Channel:
             assert world.group is not None, "a world on several hosts has a process group"
             world.channel = HostsChannel(world.hosts, world.group)
     return world.channel
+
+
+def _cuda_channel(world: "World", device: torch.device | None) -> "CopyEngineChannel":
+    if world.cuda is None or (device is not None and device != world.device):
+        raise ConfigError(f"tensors are on {device}, but this world is on {world.device}")
+    return world.cuda.open_channel(world.host_comm)

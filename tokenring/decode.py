@@ -56,7 +56,7 @@ def ring_prefill(
         world: the ranks.
         layout: of the new tokens: `partition_tokens(lengths, world.size, starts=cache.lengths)`.
         layer: of the cache.
-        how: scale, window, softcap, sinks, strategy, deterministic: as `ring_attention`.
+        how: scale, window, softcap, sinks, strategy, deterministic, local: as `ring_attention`.
 
     Returns:
         out [1, rows, heads_q, head_dim_v]. Without gradients.
@@ -180,7 +180,7 @@ class _Step:
     call: _Call
     groups: tuple[DecodeGroup, ...]
     local: LocalAttention
-    threads: MergeThreads
+    threads: MergeThreads | None
     terms: str
 
 
@@ -193,7 +193,7 @@ def _prepare(world: "World", call: _Call) -> _Step:
     groups = plan_decode(call.layout, world.rank, call.num_new, mask)
     local, _ = choose_local(
         LocalNeeds(
-            device="cpu",
+            device=world.device.type,
             dtype=str(call.dtype).removeprefix("torch."),
             head_dim=call.head_dim,
             head_dim_v=call.head_dim_v,
@@ -201,7 +201,8 @@ def _prepare(world: "World", call: _Call) -> _Step:
             has_softcap=call.softcap is not None,
         )
     )
-    threads = MergeThreads.of_communicator(world.host_comm)
+    on_cpu = world.device.type == "cpu"
+    threads = MergeThreads.of_communicator(world.host_comm) if on_cpu else None
     step = _Step(call, groups, local, threads, repr(call))
     world.prepared[STEP_KEY] = step
     return step
@@ -243,21 +244,26 @@ def _check(
             f"the cache is of {layout.world_size} ranks, the world has {world.size}: make a "
             "RingCache of this world"
         )
+    if k.device != world.device:
+        raise ConfigError(f"the cache is on {k.device}, but this world is on {world.device}")
     if (
         q.dim() != 4 or q.dtype != k.dtype or q.device != k.device
         or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]
     ):  # fmt: skip
         raise ConfigError(
             f"q {tuple(q.shape)} of {q.dtype} must be [{k.shape[0]}, new tokens, a multiple of "
-            f"{k.shape[2]}, {k.shape[3]}] of {k.dtype}, as the cache is"
+            f"{k.shape[2]}, {k.shape[3]}] of {k.dtype} on {k.device}, as the cache is"
         )
     if q.shape[1] > min(layout.lengths):
         raise ConfigError(
             f"{q.shape[1]} new queries, but a sequence of the cache has {min(layout.lengths)} "
             "tokens: append the new tokens' keys before ring_decode"
         )
-    if sinks is not None and sinks.shape != (q.shape[2],):
-        raise ConfigError(f"sinks must be [{q.shape[2]}], one a head, got {tuple(sinks.shape)}")
+    if sinks is not None and (sinks.shape != (q.shape[2],) or sinks.device != q.device):
+        raise ConfigError(
+            f"sinks must be [{q.shape[2]}], one a head, on {q.device}, got {tuple(sinks.shape)} on "
+            f"{sinks.device}"
+        )
     chosen_scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     check_scores(chosen_scale, softcap)
     return _Call(

@@ -23,8 +23,8 @@ def gather_rows(
 
     Args:
         world: the ranks.
-        x: [rows of this rank, ..], contiguous; the other dimensions and the dtype are equal on all
-            ranks.
+        x: [rows of this rank, ..], contiguous, on the CPU or where the world is; the other
+            dimensions, the dtype and the kind of device are equal on all ranks.
         rows: of every rank.
         terms: what else must be equal on all ranks, in words.
 
@@ -33,7 +33,7 @@ def gather_rows(
         PeerLostError, CommTimeoutError: naming the peer.
     """
     row_elems = x[:1].numel() if len(x) else torch.Size(x.shape[1:]).numel()
-    text = f"{terms} {x.dtype} {tuple(rows)}"
+    text = f"{terms} {x.dtype} on {x.device.type} {tuple(rows)}"
     call = Call(
         native.fabric.OP_MESSAGES,
         rows=sum(rows),
@@ -43,7 +43,7 @@ def gather_rows(
     row_bytes = row_elems * x.dtype.itemsize
     slot_bytes = -(-max(rows) * row_bytes // 64) * 64
     gathered = {world.rank: x}
-    with collective(world, call) as channel:
+    with collective(world, call, x.device) as channel:
         memory = channel.memory(slot_bytes * world.size)
         coming: list[tuple[int, Receipt, Tensor]] = []
         for distance in range(1, world.size):

@@ -45,7 +45,8 @@ def shard(
         ConfigError: the layout is for another number of tokens or ranks.
     """
     layout = _layout(x.shape[dim], world, partition, layout)
-    return x.index_select(dim, torch.tensor(layout.shard_indices(world.rank), dtype=torch.long))
+    taken = torch.tensor(layout.shard_indices(world.rank), dtype=torch.long, device=x.device)
+    return x.index_select(dim, taken)
 
 
 def unshard(
@@ -82,7 +83,7 @@ def unshard(
         )
     rows = [layout.num_rows(rank) for rank in range(world.size)]
     parts = gather_rows(world, x.movedim(dim, 0).contiguous(), rows)
-    order = torch.tensor(layout.unshard_indices(), dtype=torch.long)
+    order = torch.tensor(layout.unshard_indices(), dtype=torch.long, device=x.device)
     return torch.cat(parts).index_select(0, order).movedim(0, dim).contiguous()
 
 

@@ -78,7 +78,8 @@ def ring_attention_varlen(
         partition: how the documents were dealt; see `packed_layout`.
         layout: which tokens each rank holds, instead of partition; its lengths are the documents'.
         return_lse: also return lse.
-        how: causal, scale, window, softcap, sinks, strategy, deterministic: as `ring_attention`.
+        how: causal, scale, window, softcap, sinks, strategy, deterministic, local: as
+            `ring_attention`.
 
     Returns:
         out [rows, heads_q, head_dim_v], and lse [rows, heads_q] fp32 if asked for.

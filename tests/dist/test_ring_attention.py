@@ -25,9 +25,10 @@ VICTIM = 1
 
 
 def attend(world: World, case: Case) -> dict[str, torch.Tensor]:
-    """Return out, lse and gradients of the whole, from this world's ranks."""
+    """Return out, lse and gradients of the whole, from this world's ranks, on the CPU."""
     layout = case.layout
-    *inputs, dout = (shard(x, world=world, layout=layout) for x in case.tensors())
+    whole = (x.to(world.device) for x in case.tensors())
+    *inputs, dout = (shard(x, world=world, layout=layout) for x in whole)
     q, k, v = (x.requires_grad_() for x in inputs)
     out, lse = ring_attention(
         q, k, v, world=world, causal=case.causal, window=case.window, softcap=case.softcap,
@@ -36,7 +37,7 @@ def attend(world: World, case: Case) -> dict[str, torch.Tensor]:
     gradients = torch.autograd.grad(out, (q, k, v), dout)
     parts = (out.detach(), lse.detach(), *gradients)
     return {
-        name: unshard(part, world=world, layout=layout)
+        name: unshard(part, world=world, layout=layout).cpu()
         for name, part in zip(NAMES, parts, strict=True)
     }
 

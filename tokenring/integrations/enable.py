@@ -145,6 +145,11 @@ def _checked(model: "PreTrainedModel", world: "World") -> "PreTrainedModel":
         raise ConfigError(
             f"the parameters are on {', '.join(devices)}, the world on {world.device.type}"
         )
+    if world.device.type != "cpu":
+        raise ConfigError(
+            "models on GPUs are not supported in this version: call tokenring.ring_attention in "
+            "a model of your own, or use a world on CPUs"
+        )
     base: PreTrainedModel = model.base_model
     return base
 
