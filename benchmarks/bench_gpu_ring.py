@@ -1,10 +1,13 @@
-"""The merge of partial attention outputs on one GPU, against a copy of the same bytes.
+"""Ring attention on one GPU: the merge of partial outputs, and one rank's share of eight.
 
     python -m benchmarks.bench_gpu_ring            # some seconds
     python -m benchmarks.bench_gpu_ring --quick    # fewer sizes, nothing written
 
 A merge of P partials reads P outputs and writes one. The copy moves as many bytes, half of them
 read and half written; plain torch is what a merge without a kernel of its own costs.
+
+The share of a rank is its whole plan of causal attention, every message copied within the GPU
+(benchmarks/gpu_loopback.py), against one flash kernel with as many pairs of a query and a key.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
+from benchmarks.gpu_loopback import Share, prepare
 from benchmarks.gpu_options import REPOSITORY, gpu, parse
 from tokenfabric.testing.bench import Budget
 from tokenfabric.testing.bench_cell import Cell
@@ -27,7 +31,8 @@ from tokenring.merge import merge_partials, merge_with_torch
 from tokenring.partial import Partial
 
 RUNG = "measured on one GPU"
-_HEADS, _HEAD_DIM = 64, 128
+_HEADS, _KV_HEADS, _HEAD_DIM = 64, 8, 128
+_RANKS = 8
 _BASELINE = "copy"
 # Calls of one graph, each on memory of its own, so that nothing is found in the L2 cache.
 _NUM_CALLS = 4
@@ -44,7 +49,13 @@ def main() -> None:
     cells = [_measure(count, tokens, device, options.seconds) for count, tokens in sizes]
     table = markdown_table(cells, ["partials", "tokens", "TB/s merged", "TB/s copied"])
     console.print(table, soft_wrap=True, highlight=False)
-    report = [f"# Merge of attention outputs\n\n{facts.describe(RUNG)}", _LEGEND, table]
+    report = [f"# Ring attention on one GPU\n\n{facts.describe(RUNG)}", _LEGEND, table]
+    lengths = (8192,) if options.quick else (8192, 32768, 65536)
+    shares = [_measure_share(tokens, device, 2 * options.seconds) for tokens in lengths]
+    table = markdown_table(shares, ["tokens a rank", "strategy", "MB in", "MB out", "TFLOP/s"])
+    console.print(table, soft_wrap=True, highlight=False)
+    report += [_SHARE_LEGEND, table]
+    cells += shares
     if not options.quick:
         path = write_gpu_results(options.directory, "gpu_ring", facts, cells, report, rung=RUNG)
         console.print(f"wrote {path} and .md", soft_wrap=True)
@@ -53,6 +64,35 @@ def main() -> None:
 _LEGEND = f"""\
 bf16, {_HEADS} heads of {_HEAD_DIM}, partials that all have all rows. Bytes: what a merge reads and
 writes, lse included; the copy moves the same number."""
+
+_SHARE_LEGEND = f"""\
+One rank of {_RANKS}, causal, zigzag, bf16, {_HEADS}:{_KV_HEADS} heads of {_HEAD_DIM}, forward.
+Every message is copied within the GPU, which takes twice the memory bandwidth that it takes between
+GPUs; nobody is waited for. One kernel: an unmasked block of as many pairs. A ratio of 0.95 is the
+goal from 32768 tokens on."""
+
+
+def _measure_share(tokens: int, device: torch.device, seconds: float) -> Cell:
+    share = Share(
+        ranks=_RANKS, tokens=tokens, heads_q=_HEADS, heads_kv=_KV_HEADS, head_dim=_HEAD_DIM
+    )
+    loopback = prepare(share, device)
+    part = loopback.plan.of_rank(0)
+    cell = measure_captured(
+        {"one kernel": Captured([loopback.kernel], device),
+         "share": Captured([loopback.walk], device)},
+        baseline="one kernel", labels={"tokens a rank": tokens}, device=device,
+        budget=Budget(seconds=seconds, min_rounds=3, warmup_calls=1),
+    )  # fmt: skip
+    received = sum(arrival.transfer.num_bytes for arrival in part.arrivals)
+    labels = {
+        **cell.labels,
+        "strategy": loopback.plan.movement.name,
+        "MB in": f"{received / 1e6:.0f}",
+        "MB out": f"{part.bytes_sent / 1e6:.0f}",
+        "TFLOP/s": f"{part.flops / cell.seconds['share'].median / 1e12:.0f}",
+    }
+    return dataclasses.replace(cell, labels=labels)
 
 
 def _measure(count: int, tokens: int, device: torch.device, seconds: float) -> Cell:
