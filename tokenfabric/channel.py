@@ -1,8 +1,8 @@
 """Messages from rank to rank: what every transport offers, and how tensors lie in a message.
 
 Transports: channel_shared (ranks of one host), channel_distributed (torch.distributed), both
-together in channel_hosts (several hosts), and channel_virtual (ranks that take turns in one thread,
-for tests and proofs).
+together in channel_hosts (several hosts), channel_cuda (GPUs of one host, where it is streams that
+wait) and channel_virtual (ranks that take turns in one thread, for tests and proofs).
 
 Messages of a pair of ranks are matched in order: the k-th receive from a peer takes the k-th send
 of that peer. A receive is posted before its message is due and waited for when it is needed; a send

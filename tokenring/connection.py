@@ -41,13 +41,14 @@ def collective(world: "World", call: Call, device: torch.device) -> Iterator[Cha
         return
     comm = world.comm
     if device.type == "cuda":
+        channel = _cuda_channel(world, device)
         if torch.cuda.is_current_stream_capturing():
             raise ConfigError(
                 "messages between GPUs cannot be captured in a CUDA graph in this version: call "
                 "ring attention outside of the capture"
             )
         # What went wrong since the last call names the message; the agreement would not.
-        _cuda_channel(world, device).check()
+        channel.check()
     comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
     try:
         yield channel_of(world, device)

@@ -10,6 +10,7 @@ import torch
 import tokenfabric
 from tests.dist.software_gpus import SoftwareChannel, compile_driver
 from tests.dist.test_ring_attention import FIXED, attend
+from tests.gpu import test_ring_world
 from tests.unit.ring_virtual import NAMES, Case, by_torch, on_one_device
 from tests.unit.test_ring_engine import assert_within_bar
 from tokenfabric.testing.spawn import Returned, run_ranks, spawn_plain
@@ -46,6 +47,16 @@ def test_every_strategy_is_exact_forward_and_backward(driver: str, world_size: i
         replace(base, tokens=97, strategy="auto", window=5, dtype=torch.bfloat16),
     ]
     run_ranks(_rank_is_exact, world_size, driver, cases)
+
+
+def _rank_packs_and_decodes(world: World, driver: str) -> None:
+    world.channel = SoftwareChannel(world, driver)
+    test_ring_world.rank_varlen_and_decode(world)
+
+
+def test_packed_documents_and_a_cache(driver: str) -> None:
+    """What tests/gpu runs on GPUs; it is right."""
+    run_ranks(_rank_packs_and_decodes, 2, driver)
 
 
 class _Losing(SoftwareChannel):

@@ -69,7 +69,8 @@ def _rank_streams(world: World) -> None:
         assert_same_bits(it, first, what="out")
 
 
-def _rank_varlen_and_decode(world: World) -> None:
+def rank_varlen_and_decode(world: World) -> None:
+    """Three documents, one of them empty, and then a cache; on the world's device."""
     random = torch.Generator().manual_seed(3)
     starts = [0, 5, 5, 70]
     q, k, v = (torch.randn(70, heads, 64, generator=random).bfloat16() for heads in (4, 2, 2))
@@ -146,7 +147,7 @@ def _rank_calls(world: World) -> None:
     _rank_captures(world)
     _rank_refuses(world)
     _rank_streams(world)
-    _rank_varlen_and_decode(world)
+    rank_varlen_and_decode(world)
     assert world.broken is None
 
 
