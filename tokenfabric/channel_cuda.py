@@ -126,8 +126,9 @@ class CopyEngineChannel:
         start = int(into.storage_offset() - self._own.storage_offset())
         stop = start + into.numel()
         is_passed_on = any(first < stop and start < last for first, last in self._passed_on)
+        # Its errors name the message that failed, which is another.
+        number = messages.grant(peer, self._stream(), is_passed_on)
         try:
-            number = messages.grant(peer, self._stream(), is_passed_on)
             postings.post(peer, start, into.numel())
         except CommError as error:
             raise about(error, what) from None
@@ -140,17 +141,17 @@ class CopyEngineChannel:
         num_bytes = message_bytes(parts)
         try:
             offset, room = postings.begin_send(peer)
-            assert room == num_bytes, f"{what}: {num_bytes} bytes for a receive of {room}"
-            kept = [part.contiguous() for part in parts if part.numel()]
-            pieces = []
-            to = memory.by_rank[peer] + offset
-            for part in kept:
-                size = part.numel() * part.element_size()
-                pieces.append((to, part.data_ptr(), size))
-                to += size
-            number = messages.send(peer, pieces, self._stream(), what)
         except CommError as error:
             raise about(error, what) from None
+        assert room == num_bytes, f"{what}: {num_bytes} bytes for a receive of {room}"
+        kept = [part.contiguous() for part in parts if part.numel()]
+        pieces = []
+        to = memory.by_rank[peer] + offset
+        for part in kept:
+            size = part.numel() * part.element_size()
+            pieces.append((to, part.data_ptr(), size))
+            to += size
+        number = messages.send(peer, pieces, self._stream(), what)
         while self._sending and messages.has_left(*self._sending[0][:2]):
             self._sending.popleft()
         self._sending.append((peer, number, kept))
