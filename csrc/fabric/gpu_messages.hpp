@@ -59,8 +59,8 @@ class GpuMessages {
     void check(void* stream) const;
     // The failure alone.
     void check() const { engine_->check(); }
-    // Waits for this rank's GPU, at most for the deadlines of what is under way, then gives all
-    // back. Every later call throws.
+    // Waits for this rank's GPU, at most for the deadlines of what is under way. Every later call
+    // throws.
     void close();
 
   private:
