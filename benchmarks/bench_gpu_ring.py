@@ -51,7 +51,10 @@ def main() -> None:
     console.print(table, soft_wrap=True, highlight=False)
     report = [f"# Ring attention on one GPU\n\n{facts.describe(RUNG)}", _LEGEND, table]
     lengths = (8192,) if options.quick else (8192, 32768, 65536)
-    shares = [_measure_share(tokens, device, 2 * options.seconds) for tokens in lengths]
+    fitting = [tokens for tokens in lengths if _share_gib(tokens) < facts.memory_gib]
+    if fitting != list(lengths):
+        console.print(f"not enough memory for more than {fitting[-1]} tokens a rank")
+    shares = [_measure_share(tokens, device, 2 * options.seconds) for tokens in fitting]
     table = markdown_table(shares, ["tokens a rank", "strategy", "MB in", "MB out", "TFLOP/s"])
     console.print(table, soft_wrap=True, highlight=False)
     report += [_SHARE_LEGEND, table]
@@ -70,6 +73,11 @@ One rank of {_RANKS}, causal, zigzag, bf16, {_HEADS}:{_KV_HEADS} heads of {_HEAD
 Every message is copied within the GPU, which takes twice the memory bandwidth that it takes between
 GPUs; nobody is waited for. One kernel: an unmasked block of as many pairs. A ratio of 0.95 is the
 goal from 32768 tokens on."""
+
+
+def _share_gib(tokens: int) -> float:
+    """Return what is needed at most: q, outputs of all kernels, messages, twice for the graph."""
+    return 20 * tokens * _HEADS * _HEAD_DIM * 2 / 2**30
 
 
 def _measure_share(tokens: int, device: torch.device, seconds: float) -> Cell:

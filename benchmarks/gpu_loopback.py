@@ -39,6 +39,8 @@ class LoopbackChannel:
         self._in = torch.cuda.Stream(device)
         self._out = [torch.cuda.Stream(device) for _ in range(2)]
         self._kept: list[Tensor] = []
+        # A stream that has nothing to do with a captured call must stay out of its graph.
+        self._used: list[torch.cuda.Stream] = []
 
     def memory(self, num_bytes: int) -> Tensor:
         """See Channel."""
@@ -47,7 +49,7 @@ class LoopbackChannel:
     def receive(self, peer: int, into: Tensor, what: str) -> "_Coming":
         """See Channel. The message comes when the current stream is done with the memory."""
         start = int(into.storage_offset())
-        self._in.wait_stream(torch.cuda.current_stream())
+        self._follow(self._in)
         native.cuda.copy(
             into.data_ptr(), self._coming[start:].data_ptr(), into.numel(), self._in.cuda_stream
         )
@@ -59,7 +61,7 @@ class LoopbackChannel:
         """See Channel."""
         kept = [part.contiguous() for part in parts if part.numel()]
         stream = self._out[2 * ((peer - self.rank) % self.size) > self.size]
-        stream.wait_stream(torch.cuda.current_stream())
+        self._follow(stream)
         for part in kept:
             size = part.numel() * part.element_size()
             native.cuda.copy(self._going.data_ptr(), part.data_ptr(), size, stream.cuda_stream)
@@ -68,12 +70,18 @@ class LoopbackChannel:
 
     def flush(self) -> None:
         """See Channel."""
-        for stream in (self._in, *self._out):
+        for stream in self._used:
             torch.cuda.current_stream().wait_stream(stream)
+        self._used.clear()
         self._kept.clear()
 
     def close(self) -> None:
         """See Channel."""
+
+    def _follow(self, stream: torch.cuda.Stream) -> None:
+        stream.wait_stream(torch.cuda.current_stream())
+        if stream not in self._used:
+            self._used.append(stream)
 
 
 class _Coming:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tokenfabric
-from tests.dist.software_gpus import SoftwareChannel, compile_driver
+from tests.dist.software_gpus import SoftwareChannel
 from tests.dist.test_ring_attention import FIXED, attend
 from tests.gpu import test_ring_world
 from tests.unit.ring_virtual import NAMES, Case, by_torch, on_one_device
@@ -18,11 +18,6 @@ from tokenfabric.world import World
 from tokenring.attention import ring_attention
 
 Report = Callable[[str], None]
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return compile_driver(tmp_path_factory.mktemp("driver"))
 
 
 def _rank_is_exact(world: World, driver: str, cases: list[Case]) -> None:
@@ -35,7 +30,7 @@ def _rank_is_exact(world: World, driver: str, cases: list[Case]) -> None:
     assert sum(world.channel.bytes_sent.values()) > 0
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_every_strategy_is_exact_forward_and_backward(driver: str, world_size: int) -> None:
     base = Case(world_size=world_size)
     cases = [
