@@ -39,6 +39,8 @@ CORRECT = [
     Case("mailbox", ("N=3", "BASE=254")),
     Case("sleep", ()),
     Case("give_up", ("N=3",)),
+    Case("streams", ()),
+    Case("streams", ("ONE_QUEUE", "MESSAGES=5")),
 ]
 
 WRONG_DATA = "assertion violated"
@@ -69,6 +71,12 @@ SEEDED = [
     Case("sleep", ("BUG_SLEEPING_RELEASE",), DEADLOCK),
     Case("sleep", ("BUG_NO_FUTEX_COMPARE",), DEADLOCK),
     Case("sleep", ("BUG_WAKE_BEFORE_STORE",), DEADLOCK),
+    Case("streams", ("BUG_NO_CREDIT",), WRONG_DATA),
+    Case("streams", ("BUG_SIGNAL_RELAXED",), WRONG_DATA),
+    Case("streams", ("BUG_GRANT_BEFORE_READ",), WRONG_DATA),
+    Case("streams", ("BUG_GRANT_BEFORE_LEFT",), WRONG_DATA),
+    Case("streams", ("BUG_PASS_ON_EARLY",), WRONG_DATA),
+    Case("streams", ("ONE_QUEUE", "BUG_GRANT_LATE"), DEADLOCK),
 ]
 
 
