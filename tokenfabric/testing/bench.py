@@ -166,8 +166,7 @@ def measure_passes(
         ValueError: a provider has not as many passes as there are labels.
     """
     ours = {
-        name: it if isinstance(it, SameAs) else _Timed(lambda: None, lambda _, it=it: it(), 1)
-        for name, it in providers.items()
+        name: it if isinstance(it, SameAs) else _all_passes(it) for name, it in providers.items()
     }
     return _measure(ours, baseline, check, labels, ranks, budget, True, None)
 
@@ -185,6 +184,10 @@ class _Timed:
         """Run it untimed and return its last result."""
         self.prepare()
         return [*self.passes(1)][-1]
+
+
+def _all_passes(provider: Passes) -> _Timed:
+    return _Timed(lambda: None, lambda _: provider(), 1)
 
 
 def _one_pass(provider: Call | Prepared, calls_per_sample: int) -> _Timed:
