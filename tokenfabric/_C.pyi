@@ -247,18 +247,21 @@ class weave:
     def finish_rows(
         comm: fabric.Communicator,
         kernels: weave.RowKernels,
-        sums: Sequence[int],
+        inputs: Sequence[int],
         residual: int,
         bias: int,
         weight: int,
         out: int,
+        out_copy: int,
         residual_out: int,
         rows: int,
         hidden: int,
+        input_dtype: int,
         dtype: int,
         weight_dtype: int,
         eps: float,
         weight_offset: float,
+        is_streaming: bool,
     ) -> None: ...
     @staticmethod
     def all_gather(

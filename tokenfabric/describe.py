@@ -67,6 +67,6 @@ def _transport(layout: topology.HostLayout) -> tuple[str, ...]:
     return (
         f"hosts      {layout.num_hosts} of {layout.local_size} rank(s); this is local rank "
         f"{layout.local_rank} of host {layout.host_idx}",
-        f"transport  {inside}; gloo to rank(s) {rail} for unrounded sums and finished rows",
+        f"transport  {inside}; gloo to rank(s) {rail} for sums and finished rows",
         f"watch      TCP to the ranks of this host and to {rail}: who goes is known to all at once",
     )

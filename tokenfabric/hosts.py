@@ -111,8 +111,10 @@ class Hosts:
         with self.collective(call):
             return
 
-    def wait(self, work: dist.Work) -> None:
-        """Wait for an exchange between hosts, inside `collective`."""
+    def wait(self, work: dist.Work | None) -> None:
+        """Wait for an exchange between hosts, inside `collective`; None: for none."""
+        if work is None:
+            return
         deadline_s = time.monotonic() + self.timeout_s + _GRACE_S
         slice_s = datetime.timedelta(milliseconds=20)
         while True:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tokenfabric.hosts import Call, Hosts
@@ -35,26 +36,43 @@ class Pieces:
         self.of_host[me] = memory[sum(self.counts) : sum(counts)]
 
 
+def start_exchange(
+    hosts: Hosts, out: Tensor, own: Tensor, out_rows: Sequence[int], own_rows: Sequence[int]
+) -> dist.Work | None:
+    """Begin to send the next own_rows[h] rows of `own` to every other host h, and to take in
+    out_rows[h] of it; see `Rail.exchange`.
+
+    Returns:
+        What `Hosts.wait` waits for; None where nothing moves, which is so for the whole rail.
+    """
+    if len(own) + len(out) == 0:
+        return None
+    return hosts.rail.exchange(as_bytes(out), as_bytes(own), out_rows, own_rows)
+
+
 def exchange(hosts: Hosts, out: Pieces, own: Pieces) -> None:
     """Send own.of_host[h] to every other host h, take in out.of_host[h]."""
-    if len(own.others) + len(out.others) > 0:
-        hosts.wait(
-            hosts.rail.exchange(as_bytes(out.others), as_bytes(own.others), out.counts, own.counts)
-        )
+    hosts.wait(start_exchange(hosts, out.others, own.others, out.counts, own.counts))
+
+
+def start_send_to_each(
+    hosts: Hosts, out: Tensor, out_rows: Sequence[int], own: Tensor
+) -> dist.Work | None:
+    """Begin to send all of `own` to every other host; the rest as for `start_exchange`."""
+    me, num_hosts = hosts.layout.host_idx, hosts.layout.num_hosts
+    own_rows = [0 if host_idx == me else len(own) for host_idx in range(num_hosts)]
+    copies = own
+    if num_hosts > 2:
+        copies = hosts.scratch("copies", (sum(own_rows), *own.shape[1:]), own.dtype)
+        for copy in copies.split(own_rows):
+            copy.copy_(own[: len(copy)])
+    return start_exchange(hosts, out, copies, out_rows, own_rows)
 
 
 def send_to_each(hosts: Hosts, out: Pieces, own: Tensor) -> None:
     """Send `own` to every other host, take in out.of_host[h]; this host's becomes `own` itself."""
-    me, num_hosts = hosts.layout.host_idx, hosts.layout.num_hosts
-    copies = Pieces(hosts, "copies", [len(own)] * num_hosts, own.shape[1:], own.dtype)
-    if num_hosts == 2:
-        copies.others = own
-    else:
-        for host_idx in range(num_hosts):
-            if host_idx != me:
-                copies.of_host[host_idx].copy_(own)
-    exchange(hosts, out, copies)
-    out.of_host[me] = own
+    hosts.wait(start_send_to_each(hosts, out.others, out.counts, own))
+    out.of_host[hosts.layout.host_idx] = own
 
 
 def hosts_of(world: "World") -> Hosts:

@@ -1,6 +1,6 @@
 """The native calls of a reduction over several hosts: what each host does in its shared memory.
 
-What goes between hosts is in hierarchical.py.
+What goes between hosts is in host_partials.py and host_sums.py.
 """
 
 import ctypes
@@ -57,8 +57,19 @@ class UnroundedReduceScatter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Addresses:
+    """Where a call's tensors lie in this rank's memory; 0 for an absent one."""
+
+    residual: int
+    """[tokens, hidden] or, row-sharded, this rank's rows. As residual_out."""
+    out: int
+    """[tokens, hidden], or this rank's rows."""
+    residual_out: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finish:
-    """What happens to rows once their sum is complete: rounded once, then bias, residual, norm."""
+    """What becomes of rows that came together: added, rounded once, then bias, residual, norm."""
 
     hidden: int
     dtype: torch.dtype
@@ -69,38 +80,55 @@ class Finish:
     """None: no norm, the result is the rounded sum."""
     eps: float = 0.0
     weight_offset: float = 0.0
+    is_streaming: bool = False
+    """Whether the result is written around the caches."""
 
     def __call__(
         self,
         world: "World",
-        sums: Sequence[torch.Tensor],
+        inputs: Sequence[int],
+        rows: int,
+        input_dtype: torch.dtype,
+        *,
         out: int,
+        out_copy: int = 0,
         residual: int = 0,
         residual_out: int = 0,
     ) -> None:
-        """Add [rows, hidden] fp32 sums in the order given and finish them. Not collective.
+        """Add [rows, hidden] inputs in the order given and finish them. Not collective.
 
         Args:
             world: whose threads and row kernels are used.
-            sums: of equal shape; those of the hosts, in host order.
-            out, residual, residual_out: addresses of as many rows; 0 for none.
+            inputs: addresses of partial sums in rank order, of sums in host order, or of one sum
+                that is rounded already.
+            rows: of each.
+            input_dtype: dtype, or float32 for sums that are not rounded yet.
+            out, out_copy, residual, residual_out: addresses of as many rows; 0 for none. The copy
+                is for others to read.
         """
         native.weave.finish_rows(
             world.host_comm,
             world.row_kernels,
-            [address(rows) for rows in sums],
+            inputs,
             residual,
             address(self.bias),
             address(self.weight),
             out,
+            out_copy,
             residual_out,
-            len(sums[0]),
+            rows,
             self.hidden,
+            NATIVE_DTYPE[input_dtype],
             NATIVE_DTYPE[self.dtype],
             NATIVE_DTYPE[self.weight_dtype],
             self.eps,
             self.weight_offset,
+            self.is_streaming,
         )
+
+    def only_adds(self) -> "Finish":
+        """Return what adds and rounds and does no more."""
+        return Finish(hidden=self.hidden, dtype=self.dtype, weight_dtype=self.weight_dtype)
 
 
 def gather_inside(

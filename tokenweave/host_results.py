@@ -30,9 +30,27 @@ class HostResults:
         # Local rank 0 has the most rows, as split_rows deals them.
         most_rows = sum(stop - start for start, stop in plan.rail_rows(0))
         shape = (num_results, most_rows, plan.hidden)
+        self._itemsize = dtype.itemsize
         self._of_rank = hosts.shared("results", shape, dtype)
         self.own = self._of_rank[hosts.layout.local_rank]
         """[results, rows, hidden] that this rank fills."""
+
+    @property
+    def from_others(self) -> Tensor:
+        """[rows, hidden] of the first result: what the rail's ranks on other hosts send."""
+        return self.own[0, : self._offsets(self._layout.local_rank)[self._layout.host_idx]]
+
+    @property
+    def of_own_host(self) -> Tensor:
+        """[rows, hidden] of the first result: what this rank gives them."""
+        at = self._offsets(self._layout.local_rank)[self._layout.host_idx]
+        start, stop = self._plan.rail_rows(self._layout.local_rank)[self._layout.host_idx]
+        return self.own[0, at : at + stop - start]
+
+    def source(self, local_rank: int, block: int) -> int:
+        """Return where a rank of this host has the rows of a block of the first result."""
+        at = self._offsets(local_rank)[block] * self._plan.hidden * self._itemsize
+        return address(self._of_rank[local_rank]) + at
 
     def rows(self, block: int) -> list[Tensor]:
         """Return where this rank's rows of a block go, one tensor per result."""

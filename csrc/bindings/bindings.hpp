@@ -25,5 +25,6 @@ void bind_mailboxes(py::module_& module);     // after bind_fabric, whose classe
 void bind_ring(py::module_& module);
 void bind_ring_cuda(py::module_& module);  // after bind_ring, whose classes it takes
 void bind_weave(py::module_& module);
+void bind_finish_rows(py::module_& module);  // after bind_weave, whose classes it takes
 
 }  // namespace token::bindings

@@ -15,4 +15,5 @@ PYBIND11_MODULE(_C, module) {
     token::bindings::bind_ring_cuda(ring);
     auto weave = module.def_submodule("weave", "Reductions fused with what follows them.");
     token::bindings::bind_weave(weave);
+    token::bindings::bind_finish_rows(weave);
 }

@@ -216,55 +216,6 @@ void bind_weave(py::module_& module) {
              NoGil());
 
     module.def(
-        "finish_rows",
-        [](Communicator& comm,
-           const RowKernels& kernels,
-           const std::vector<uintptr_t>& sums,
-           uintptr_t residual,
-           uintptr_t bias,
-           uintptr_t weight,
-           uintptr_t out,
-           uintptr_t residual_out,
-           int64_t rows,
-           int64_t hidden,
-           int dtype,
-           int weight_dtype,
-           float eps,
-           float weight_offset) {
-            weave::FinishRowsParams params;
-            for (const uintptr_t sum : sums) {
-                params.sums.push_back(as_pointer(sum));
-            }
-            params.residual = as_pointer(residual);
-            params.bias = as_pointer(bias);
-            params.weight = as_pointer(weight);
-            params.out = as_pointer(out);
-            params.residual_out = as_pointer(residual_out);
-            params.rows = rows;
-            params.hidden = hidden;
-            params.dtype = static_cast<DType>(dtype);
-            params.weight_dtype = static_cast<DType>(weight_dtype);
-            params.eps = eps;
-            params.weight_offset = weight_offset;
-            weave::finish_rows(comm.group().threads(), kernels, params);
-        },
-        py::arg("comm"),
-        py::arg("kernels"),
-        py::arg("sums"),
-        py::arg("residual"),
-        py::arg("bias"),
-        py::arg("weight"),
-        py::arg("out"),
-        py::arg("residual_out"),
-        py::arg("rows"),
-        py::arg("hidden"),
-        py::arg("dtype"),
-        py::arg("weight_dtype"),
-        py::arg("eps"),
-        py::arg("weight_offset"),
-        NoGil());
-
-    module.def(
         "all_gather",
         [](Communicator& comm,
            uintptr_t in,

@@ -86,22 +86,26 @@ void allreduce_rmsnorm(comm::HostGroup& group,
                        const AllReduceRmsNormParams& params);
 
 struct FinishRowsParams {
-    std::vector<const void*> sums;   // [rows, hidden] fp32 each: unrounded sums of one host's ranks
+    // [rows, hidden] input_dtype each: partial sums in rank order, or one sum for each host.
+    std::vector<const void*> inputs;
     const void* residual = nullptr;  // [rows, hidden]; may be null
     const void* bias = nullptr;      // [hidden]; may be null
     const void* weight = nullptr;    // [hidden]; null: no norm
     void* out = nullptr;             // [rows, hidden]
+    void* out_copy = nullptr;        // [rows, hidden], for other ranks to read; may be null
     void* residual_out = nullptr;    // [rows, hidden]; may be null, may be `residual`
     int64_t rows = 0;
     int64_t hidden = 0;
+    DType input_dtype = DType::kFloat32;  // dtype; or float32 for unrounded sums
     DType dtype = DType::kFloat32;
     DType weight_dtype = DType::kFloat32;
     float eps = 0.0f;
     float weight_offset = 0.0f;
+    bool is_streaming = false;  // see ReductionPlan
 };
 
-// The second half of a reduction over several hosts, on this rank alone: adds the hosts' sums in
-// the given order, rounds once, and goes on as allreduce_rmsnorm does.
+// The second half of a reduction over several hosts, on this rank alone: adds the inputs in the
+// given order, rounds once, and goes on as allreduce_rmsnorm does.
 void finish_rows(ThreadPool& threads, const RowKernels& kernels, const FinishRowsParams& params);
 
 // Rank r's input is [rows, column_bytes[r]]; out is [rows, sum(column_bytes)] with the ranks'

@@ -35,8 +35,8 @@ def _rank_meets_a_death(
 ) -> None:
     with hosts.world(rank) as world:
 
-        def reduce_forever(num_tokens: int) -> None:
-            x, weight = torch.ones(num_tokens, 512), torch.ones(512)
+        def reduce_forever(num_tokens: int, dtype: torch.dtype = torch.float32) -> None:
+            x, weight = torch.ones(num_tokens, 512, dtype=dtype), torch.ones(512, dtype=dtype)
             for step in range(100_000):
                 _, total = tokenweave.allreduce_rmsnorm(x, None, weight, world=world)
                 assert torch.equal(total, torch.full_like(x, float(world.size)))
@@ -49,6 +49,7 @@ def _rank_meets_a_death(
             "all_gather": lambda: tokenweave.all_gather(torch.ones(9, 64), world=world),
             "many small reductions": lambda: reduce_forever(3),
             "large reductions": lambda: reduce_forever(6_000),
+            "large bf16 reductions": lambda: reduce_forever(6_000, torch.bfloat16),
         }
         world.barrier()
         if "reductions" not in where:
@@ -76,6 +77,8 @@ def _rank_meets_a_death(
         ("large reductions", TWO_BY_TWO, 1),
         ("large reductions", TWO_BY_TWO, 2),
         ("large reductions", Hosts(3, 1), 2),
+        ("large bf16 reductions", TWO_BY_TWO, 0),
+        ("large bf16 reductions", TWO_BY_TWO, 3),
     ],
 )
 def test_every_survivor_on_every_host_names_the_dead_rank_in_time(

@@ -72,5 +72,5 @@ def _rank_long_pass(rank: int, world_size: int, hosts: Hosts) -> int:
 
 def test_a_long_pass_shards_the_residual_over_hosts() -> None:
     """In bf16, with two messages between hosts a reduction: as exact as one process, same bits."""
-    digests = run_ranks(_rank_long_pass, 2, Hosts(2, 1), with_world=False)
-    assert digests[0] == digests[1]
+    digests = run_ranks(_rank_long_pass, 3, Hosts(3, 1), with_world=False)
+    assert len(set(digests)) == 1

@@ -14,7 +14,7 @@ import tokenweave
 from tests.dist import fused_cases
 from tests.dist.fused_cases import Case
 from tests.dist.host_worlds import Hosts
-from tests.dist.test_hosts_ops import host_sums_in_order
+from tests.dist.test_hosts_reduction import sums_in_order
 from tests.dist.test_ops_fused import call, digest
 from tokenfabric.testing.namespaces import (
     Namespace,
@@ -59,7 +59,7 @@ def _rank_in_namespace(
             normed, residual = call(world, case, inputs)
             digests.append(digest(normed))
             if case.residual == "replicated":
-                contract = host_sums_in_order(case, inputs, HOSTS)
+                contract = sums_in_order(case, inputs, HOSTS)
                 assert_same_bits(residual, contract, what=str(case))
         numbers = torch.tensor([int(value, 16) % (1 << 62) for value in digests])
         gathered = tokenweave.all_gather(numbers.unsqueeze(0), world=world)

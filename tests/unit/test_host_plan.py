@@ -1,5 +1,6 @@
 """Plans of reductions over several hosts: every row has its owners, and bytes are what moves."""
 
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
@@ -42,14 +43,26 @@ def test_blocks_and_rails_deal_every_row_once(plan: HierarchicalPlan) -> None:
 
 
 @given(PLANS)
-def test_every_row_is_added_once_in_the_world_or_once_a_host(plan: HierarchicalPlan) -> None:
-    """gather: by one rank of each host. scatter: by the rank that split_rows says."""
+def test_rows_are_added_by_the_ranks_that_the_exchange_says(plan: HierarchicalPlan) -> None:
+    """scatter: by the rank that split_rows says. gather: sums once a host, partial sums by all."""
     added = [plan.added_rows(rank) for rank in ranks(plan)]
     if plan.exchange == "scatter":
         assert added == list(split_rows(plan.num_tokens, len(added)))
+    elif plan.travels == "partials":
+        assert added == [(0, plan.num_tokens)] * len(added)
     else:
         of_host = list(split_rows(plan.num_tokens, plan.local_size))
         assert added == of_host * plan.num_hosts
+
+
+@given(PLANS, PLANS)
+def test_what_travels_hangs_on_the_world_and_the_dtype_alone(
+    plan: HierarchicalPlan, other: HierarchicalPlan
+) -> None:
+    """It decides the order of additions, which no number of rows may change."""
+    assert (plan.travels == "partials") == (plan.local_size * plan.element_size <= 4)
+    if (plan.local_size, plan.element_size) == (other.local_size, other.element_size):
+        assert plan.travels == other.travels
 
 
 @given(PLANS)
@@ -60,16 +73,21 @@ def test_what_callers_own_is_what_split_rows_deals(plan: HierarchicalPlan) -> No
         assert plan.residual_layout != "row_sharded" or plan.finishes_once
 
 
+def first_message_bytes(plan: HierarchicalPlan, exchange: str) -> int:
+    """Return what all ranks send of one copy of all rows before they are added."""
+    size = plan.element_size * plan.local_size if plan.travels == "partials" else 4
+    copies = plan.num_hosts if exchange == "gather" else 1
+    return copies * (plan.num_hosts - 1) * plan.num_tokens * plan.hidden * size
+
+
 @given(PLANS)
 def test_bytes_are_those_of_rows_that_go_to_other_hosts(plan: HierarchicalPlan) -> None:
-    """What all ranks send, counted row by row: fp32 sums to their adders, results to the others."""
+    """What all ranks send, row by row: what is added to its adders, results to the others."""
     others, sent = plan.num_hosts - 1, sum(plan.bytes_sent(rank) for rank in ranks(plan))
-    elements = plan.num_tokens * plan.hidden
-    if plan.exchange == "gather":
-        assert sent == plan.num_hosts * others * elements * 4
-    else:
-        results = 0 if plan.output == "own_rows" else others * elements * plan.element_size
-        assert sent == others * elements * 4 + results
+    results = others * plan.num_tokens * plan.hidden * plan.element_size
+    if plan.exchange == "gather" or plan.output == "own_rows":
+        results = 0
+    assert sent == first_message_bytes(plan, plan.exchange) + results
 
 
 @given(PLANS)
@@ -77,17 +95,18 @@ def test_a_second_message_is_taken_only_for_what_it_saves(plan: HierarchicalPlan
     """Where both are allowed, the choice is the cheaper one for the rank with most rows."""
     if plan.output == "own_rows" or plan.residual_layout == "row_sharded":
         return
-    rows = plan.rail_rows(0)
-    total = sum(stop - start for start, stop in rows)
-    gather_bytes = (plan.num_hosts - 1) * total * plan.hidden * 4
-    if plan.exchange == "scatter":
-        assert gather_bytes - plan.bytes_sent(0) > MESSAGE_BYTES
+    rail = [stop - start for start, stop in replace(plan, exchange="scatter").rail_rows(0)]
+    others = plan.num_hosts - 1
+    if plan.travels == "partials":
+        blocks = replace(plan, exchange="scatter").blocks
+        first = (plan.num_tokens - blocks[0][1]) * plan.element_size
+        gather_bytes = others * plan.num_tokens * plan.hidden * plan.element_size
     else:
-        own = split_rows(plan.num_tokens, len(ranks(plan)))[0]
-        count = own[1] - own[0]
-        returned = (plan.num_hosts - 1) * count * plan.element_size
-        scatter_bytes = ((total - count) * 4 + returned) * plan.hidden
-        assert gather_bytes - scatter_bytes <= MESSAGE_BYTES
+        first = (sum(rail) - rail[0]) * 4
+        most = -(-plan.num_tokens // plan.local_size)
+        gather_bytes = others * most * plan.hidden * 4
+    scatter_bytes = (first + others * rail[0] * plan.element_size) * plan.hidden
+    assert (plan.exchange == "scatter") == (gather_bytes - scatter_bytes > MESSAGE_BYTES)
 
 
 def test_examples() -> None:
@@ -95,16 +114,26 @@ def test_examples() -> None:
     sizes = {"hidden": 4096, "element_size": 2, "num_hosts": 2, "local_size": 2}
     token = plan_hierarchical(num_tokens=1, **sizes)
     assert token.exchange == "gather"
-    assert [token.bytes_sent(rank) for rank in range(4)] == [16384, 0, 16384, 0]
+    assert token.travels == "partials"
+    assert [token.bytes_sent(rank) for rank in range(4)] == [8192] * 4
     assert plan_forward_pass(num_tokens=1, **sizes) == token
     prompt = plan_hierarchical(num_tokens=1024, **sizes)
     assert prompt.exchange == "scatter"
     assert prompt.blocks == ((0, 512), (512, 1024))
     assert prompt.rail_rows(1) == ((256, 512), (768, 1024))
-    assert prompt.bytes_sent(0) == 256 * 4096 * (4 + 2)
+    assert prompt.bytes_sent(0) == (512 + 256) * 4096 * 2
     assert plan_forward_pass(num_tokens=1024, **sizes).residual_layout == "row_sharded"
     assert "2 hosts x 2 ranks" in prompt.explain()
+    # Two ranks on two hosts: as many bytes either way, but sharded each finishes half the rows.
+    pair = sizes | {"local_size": 1}
+    assert plan_hierarchical(num_tokens=1024, **pair).exchange == "gather"
+    assert plan_forward_pass(num_tokens=1024, **pair).residual_layout == "row_sharded"
+    assert plan_forward_pass(num_tokens=16, **pair).residual_layout == "replicated"
+    assert "partial sums" in prompt.explain()
     assert "scatter" in prompt.explain()
+    wide = plan_hierarchical(num_tokens=1024, **sizes | {"element_size": 4})
+    assert wide.travels == "sums"
+    assert wide.bytes_sent(0) == (256 + 256) * 4096 * 4
 
 
 def test_a_shared_output_is_refused() -> None:
