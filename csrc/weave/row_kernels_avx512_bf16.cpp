@@ -8,7 +8,7 @@ const RowKernels& row_kernels_avx512_bf16() {
     static constexpr RowKernels kKernels = [] {
         using Vec = norm::Vec16Avx512<norm::NarrowByInstruction>;
         RowKernels kernels = row_kernels_of<Vec>("avx512_bf16");
-        kernels.quantize = &norm::quantize_row_vbmi;
+        kernels.quantize = &norm::quantize_row_by_lookup<norm::VbmiLookup>;
         return kernels;
     }();
     return kKernels;

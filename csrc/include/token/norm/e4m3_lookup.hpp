@@ -7,6 +7,8 @@
 // differs.
 #pragma once
 
+#include "token/common/host_device.hpp"
+
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -18,7 +20,8 @@ inline constexpr int kMantissas = 128;
 using E4M3Lookup = std::array<uint8_t, kMantissas>;
 
 // For values of 1.mantissa that are multiplied by `inverse`, a normal number.
-constexpr E4M3Lookup e4m3_lookup(float inverse) {
+// Inlined: run where instructions are those of one body.
+TOKEN_INLINE constexpr E4M3Lookup e4m3_lookup(float inverse) {
     E4M3Lookup lookup{};
     for (uint32_t mantissa = 0; mantissa < kMantissas; ++mantissa) {
         const uint32_t one_point = 127u << 23 | mantissa << 16;
@@ -40,6 +43,39 @@ constexpr E4M3Lookups e4m3_lookups(float largest_code) {
         lookups[mantissa] = e4m3_lookup(1.0f / (largest / largest_code));
     }
     return lookups;
+}
+
+// A lookup in two tables of 16 bytes, which is what instructions before AVX512_VBMI look up in.
+// Codes step at most every 8 mantissas: of 8 consecutive ones the first `last_of_first` + 1 have
+// the code of the first, the others one more.
+inline constexpr int kMantissasPerStep = 8, kSteps = kMantissas / kMantissasPerStep;
+
+struct E4M3Steps {
+    std::array<uint8_t, kSteps> first;          // lookup of mantissa 8 * i
+    std::array<uint8_t, kSteps> last_of_first;  // the mantissa up to which it holds
+};
+
+TOKEN_INLINE constexpr E4M3Steps e4m3_steps(const E4M3Lookup& lookup) {
+    E4M3Steps steps{};
+    for (int step = 0; step < kSteps; ++step) {
+        const int start = step * kMantissasPerStep;
+        uint8_t num_more = 0;
+        for (int mantissa = start; mantissa < start + kMantissasPerStep; ++mantissa) {
+            num_more = static_cast<uint8_t>(num_more + lookup[mantissa] - lookup[start]);
+        }
+        steps.first[step] = lookup[start];
+        steps.last_of_first[step] = static_cast<uint8_t>(start + kMantissasPerStep - 1 - num_more);
+    }
+    return steps;
+}
+
+constexpr std::array<E4M3Steps, kMantissas> e4m3_all_steps(float largest_code) {
+    const E4M3Lookups lookups = e4m3_lookups(largest_code);
+    std::array<E4M3Steps, kMantissas> steps{};
+    for (int mantissa = 0; mantissa < kMantissas; ++mantissa) {
+        steps[mantissa] = e4m3_steps(lookups[mantissa]);
+    }
+    return steps;
 }
 
 }  // namespace token::norm

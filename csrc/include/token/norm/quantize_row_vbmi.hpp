@@ -1,63 +1,42 @@
-// Rows of bf16 to e4m3 with the byte permutations of AVX512_VBMI: 32 codes in seven instructions,
-// by the tables of e4m3_lookup.hpp. The same bits as quantize_row.hpp, which does what is not here:
-// other types, codes that are no normal numbers, scales near the ends of fp32.
+// Rows of bf16 to e4m3 with the byte permutations of AVX512_VBMI: 32 codes in seven instructions.
 #pragma once
 
-#include "token/norm/e4m3_lookup.hpp"
-#include "token/norm/quantize_row.hpp"
+#include "token/norm/quantize_row_lookup.hpp"
 #include "token/norm/vec16_avx512.hpp"
 
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <immintrin.h>
 
 namespace token::norm {
 
-class RowQuantizerVbmi {
+// The body of LookupQuantizer. Declines values above what the lookup is right for; those below,
+// whose codes are no normal numbers, it computes.
+class VbmiLookup {
   public:
-    explicit RowQuantizerVbmi(const QuantizeArgs& args)
-        : args_(args), row_(static_cast<const uint16_t*>(args.row)) {}
-
-    void run() const {
-        if (args_.group_elements == 0) {
-            run_static();
-        } else if (args_.group_elements == kBlock) {
-            run_groups();
-        } else {
-            Generic(args_).for_each_group([&](int64_t start, int64_t count, float* scale) {
-                const uint32_t largest = Generic(args_).largest_magnitude(start, count) >> 16;
-                *scale = Generic::scale_of(largest << 16);
-                if (is_usual(largest)) {
-                    const Lookup lookup = lookup_of_largest(largest);
-                    encode(start, count, lookup, *scale);
-                } else {
-                    Generic(args_).encode_any(start, count, *scale);
-                }
-            });
-        }
-    }
-
-  private:
     using Vec = Vec16Avx512<NarrowByInstruction>;
-    using Generic = RowQuantizer<Vec, BFloat16, Float8E4M3>;
-    // Elements that are looked at together, and a group of the usual size.
-    static constexpr int kBlock = 128, kVectors = kBlock / kPairLanes;
-    // Magnitudes are upper halves of fp32, 128 of them between a value and its double.
-    static constexpr uint32_t kOctave = 128;
+    static constexpr int kVectors = kLookupBlock / kPairLanes;
 
+    struct Words {
+        __m512i bits[kVectors], magnitude[kVectors];
+    };
     struct Lookup {
         __m512i low, high;  // of mantissas 0..63 and 64..127
         // Magnitudes, as words: normal codes from `smallest` on, no lookup above `largest`.
         __m512i smallest, largest;
     };
 
-    // The largest magnitude is 448 scales, the smallest normal code stands for 2^-6 of them, which
-    // is 14.8 octaves below.
-    static constexpr uint32_t kOctavesOfNormalCodes = 14;
-    static constexpr uint32_t kUsualFrom = (127 - 63) * kOctave, kUsualTo = (127 + 63) * kOctave;
-    static TOKEN_INLINE bool is_usual(uint32_t magnitude) {
-        return magnitude - kUsualFrom < kUsualTo - kUsualFrom;
+    static TOKEN_INLINE Words load(const uint16_t* from) {
+        Words words;
+        for (int i = 0; i < kVectors; ++i) {
+            words.bits[i] = _mm512_loadu_si512(from + i * kPairLanes);
+            words.magnitude[i] = _mm512_and_si512(words.bits[i], _mm512_set1_epi16(0x7fff));
+        }
+        return words;
+    }
+
+    static TOKEN_INLINE uint32_t largest(const Words& words) {
+        return Vec::max_lane(Vec::Bf16x32{most(words)});
     }
 
     static TOKEN_INLINE Lookup lookup_of_largest(uint32_t magnitude) {
@@ -71,12 +50,7 @@ class RowQuantizerVbmi {
             _mm512_set1_epi16(static_cast<int16_t>(magnitude))};
     }
 
-    void run_static() const {
-        const float scale = args_.scale;
-        if (!(scale >= 0x1p-63f && scale <= 0x1p63f)) {
-            Generic(args_).encode_any(0, args_.hidden, scale);
-            return;
-        }
+    static TOKEN_INLINE Lookup lookup_of_scale(float scale) {
         alignas(64) uint8_t table[kMantissas];
         const Vec inverse = Vec::broadcast(1.0f / scale);
         for (int mantissa = 0; mantissa < kMantissas; mantissa += Vec::kLanes) {
@@ -91,75 +65,22 @@ class RowQuantizerVbmi {
                 reinterpret_cast<__m128i*>(table + mantissa),
                 _mm512_cvtepi32_epi8(_mm512_sub_epi32(code, _mm512_srli_epi32(one_point, 20))));
         }
-        // Up to rounding: the neighbours of a product of 2^-6 and of 448 still have these codes.
-        const uint32_t smallest = (std::bit_cast<uint32_t>(scale * 0x1p-6f) >> 16) + 1;
-        const uint32_t largest = std::bit_cast<uint32_t>(scale * Float8E4M3::kMax) >> 16;
-        const Lookup lookup{_mm512_load_si512(table),
-                            _mm512_load_si512(table + 64),
-                            _mm512_set1_epi16(static_cast<int16_t>(smallest)),
-                            _mm512_set1_epi16(static_cast<int16_t>(largest))};
-        encode(0, args_.hidden, lookup, scale);
+        return {_mm512_load_si512(table),
+                _mm512_load_si512(table + 64),
+                _mm512_set1_epi16(static_cast<int16_t>(smallest_magnitude(scale))),
+                _mm512_set1_epi16(static_cast<int16_t>(largest_magnitude(scale)))};
     }
 
-    void run_groups() const {
-        int64_t start = 0;
-        float* scale = args_.scales;
-        for (; start + kBlock <= args_.hidden; start += kBlock, ++scale) {
-            __m512i bits[kVectors], magnitude[kVectors];
-            load(start, bits, magnitude);
-            const __m512i most = _mm512_max_epi16(_mm512_max_epi16(magnitude[0], magnitude[1]),
-                                                  _mm512_max_epi16(magnitude[2], magnitude[3]));
-            const uint32_t largest = Vec::max_lane(Vec::Bf16x32{most});
-            *scale = Generic::scale_of(largest << 16);
-            if (__builtin_expect(is_usual(largest), 1)) {
-                const Lookup lookup = lookup_of_largest(largest);
-                encode_block(start, bits, magnitude, lookup, *scale);
-            } else {
-                Generic(args_).encode_any(start, kBlock, *scale);
-            }
-        }
-        if (start < args_.hidden) {
-            const int64_t count = args_.hidden - start;
-            *scale = Generic::scale_of(Generic(args_).largest_magnitude(start, count));
-            Generic(args_).encode_any(start, count, *scale);
-        }
-    }
-
-    void encode(int64_t start, int64_t count, const Lookup& lookup, float scale) const {
-        const int64_t stop = start + count;
-        for (; start + kBlock <= stop; start += kBlock) {
-            __m512i bits[kVectors], magnitude[kVectors];
-            load(start, bits, magnitude);
-            encode_block(start, bits, magnitude, lookup, scale);
-        }
-        if (start < stop) {
-            Generic(args_).encode_any(start, stop - start, scale);
-        }
-    }
-
-    TOKEN_INLINE void load(int64_t start,
-                           __m512i (&bits)[kVectors],
-                           __m512i (&magnitude)[kVectors]) const {
-        for (int i = 0; i < kVectors; ++i) {
-            bits[i] = _mm512_loadu_si512(row_ + start + i * kPairLanes);
-            magnitude[i] = _mm512_and_si512(bits[i], _mm512_set1_epi16(0x7fff));
-        }
-    }
-
-    TOKEN_INLINE void encode_block(int64_t start,
-                                   const __m512i (&bits)[kVectors],
-                                   const __m512i (&magnitude)[kVectors],
-                                   const Lookup& lookup,
-                                   float scale) const {
-        const __m512i most = _mm512_max_epi16(_mm512_max_epi16(magnitude[0], magnitude[1]),
-                                              _mm512_max_epi16(magnitude[2], magnitude[3]));
-        if (__builtin_expect(_mm512_cmpgt_epi16_mask(most, lookup.largest) != 0, 0)) {
-            Generic(args_).encode_any(start, kBlock, scale);
-            return;
+    static TOKEN_INLINE bool encode(const Words& words,
+                                    const Lookup& lookup,
+                                    float scale,
+                                    uint8_t* out) {
+        const auto& [bits, magnitude] = words;
+        if (_mm512_cmpgt_epi16_mask(most(words), lookup.largest) != 0) {
+            return false;
         }
         for (int i = 0; i < kVectors; i += 2) {
-            _mm512_storeu_si512(args_.out + start + i * kPairLanes,
-                                normal_codes(bits[i], bits[i + 1], lookup));
+            _mm512_storeu_si512(out + i * kPairLanes, normal_codes(bits[i], bits[i + 1], lookup));
         }
         const __m512i least = _mm512_min_epi16(_mm512_min_epi16(magnitude[0], magnitude[1]),
                                                _mm512_min_epi16(magnitude[2], magnitude[3]));
@@ -167,11 +88,18 @@ class RowQuantizerVbmi {
             const __m512 inverse = _mm512_set1_ps(1.0f / scale);
             for (int i = 0; i < kVectors; ++i) {
                 _mm256_mask_storeu_epi8(
-                    args_.out + start + i * kPairLanes,
+                    out + i * kPairLanes,
                     _mm512_cmplt_epi16_mask(magnitude[i], lookup.smallest),
                     _mm512_cvtepi16_epi8(small_codes(bits[i], magnitude[i], inverse)));
             }
         }
+        return true;
+    }
+
+  private:
+    static TOKEN_INLINE __m512i most(const Words& words) {
+        return _mm512_max_epi16(_mm512_max_epi16(words.magnitude[0], words.magnitude[1]),
+                                _mm512_max_epi16(words.magnitude[2], words.magnitude[3]));
     }
 
     // Of 64 elements. A word holds sign, 8 bits of exponent, 7 of mantissa.
@@ -219,17 +147,6 @@ class RowQuantizerVbmi {
         return bytes;
     }();
     alignas(64) static constexpr E4M3Lookups kLookups = e4m3_lookups(Float8E4M3::kMax);
-
-    const QuantizeArgs args_;
-    const uint16_t* row_;
 };
-
-inline void quantize_row_vbmi(const QuantizeArgs& args) {
-    if (args.type == DType::kBFloat16 && args.format == QuantizedFormat::kFloat8E4M3) {
-        RowQuantizerVbmi(args).run();
-    } else {
-        quantize_row<Vec16Avx512<NarrowByInstruction>>(args);
-    }
-}
 
 }  // namespace token::norm
