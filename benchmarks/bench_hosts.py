@@ -86,7 +86,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--local-size", type=int, default=2, help="ranks of a host")
     parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256, 1024])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 256, 1024, 4096])
     parser.add_argument("--seconds", type=float, default=8.0, help="timed rounds of one cell")
     parser.add_argument("--quick", action="store_true", help="a second a cell")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
