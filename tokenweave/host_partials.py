@@ -49,6 +49,7 @@ class PartialsTravel:
         if plan.exchange == "gather" or plan.output == "own_rows":
             self._finish(world, finish, inputs, self._own_rows, where)
             return
+        # Here no rank of this host waits for another host: see host_sums.py.
         results = HostResults(hosts, plan, self._dtype, 1)
         received, own = results.from_others, results.of_own_host
         counts = [

@@ -40,11 +40,13 @@ class SumsTravel:
         plan = self._plan
         is_sharded = plan.residual_layout == "row_sharded"
         num_results = 1 if not where.residual_out or is_sharded else 2
-        sums = self._sums_of_host(world, hosts, x)
         if plan.output == "own_rows":
-            self._finish(world, finish, sums, out=where.out)
+            self._finish(world, finish, self._sums_of_host(world, hosts, x), out=where.out)
             return
+        # Before any rank waits for another host: one that hears of a death there would leave the
+        # others of its own waiting for it, in an allocation that hears of nothing.
         results = HostResults(hosts, plan, self._dtype, num_results)
+        sums = self._sums_of_host(world, hosts, x)
         if plan.finishes_once:
             pieces = self._pieces(hosts, "", results.own[0])
             own = pieces.of_host[hosts.layout.host_idx]
