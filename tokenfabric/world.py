@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tokenfabric import env, native, topology
+from tokenfabric.comm_clock import CommClock
 from tokenfabric.cuda.ranks import CudaRanks
 from tokenfabric.describe import describe_world
 from tokenfabric.errors import ConfigError, TokenFabricError
@@ -69,6 +70,7 @@ class World:
         left_by: the process whose world this is, in a forked child of it; else None.
         prepared: what the packages above have settled once; emptied by `close`.
         channel: messages between the ranks, once somebody has opened it; closed by `close`.
+        comm_clock: how long this rank has been in the messages and agreements of tokenring's calls.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class World:
         self._buffers: weakref.WeakSet[SymmetricBuffer] = weakref.WeakSet()
         self.prepared = PreparedCalls()
         self.channel: Channel | None = None
+        self.comm_clock = CommClock()
         self.left_by: int | None = None
         self.row_kernels = native.weave.choose_row_kernels(env.isa())
         settings = MeshSettings(

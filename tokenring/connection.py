@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenfabric.channel import Channel
+from tokenfabric.channel_clocked import ClockedChannel
 from tokenfabric.channel_hosts import HostsChannel
 from tokenfabric.channel_shared import SharedMemoryChannel
 from tokenfabric.errors import CommError, ConfigError
@@ -35,7 +36,9 @@ def collective(world: "World", call: Call, device: torch.device) -> Iterator[Cha
         ConfigError: the world is closed, or has no tensors there, or its stream is being captured.
     """
     if world.hosts is not None and not world.is_closed:
-        with world.hosts.collective(call):
+        with contextlib.ExitStack() as stack:
+            with world.comm_clock:
+                stack.enter_context(world.hosts.collective(call))
             yield channel_of(world, device)
             channel_of(world, device).flush()
         return
@@ -49,7 +52,8 @@ def collective(world: "World", call: Call, device: torch.device) -> Iterator[Cha
             )
         # What went wrong since the last call names the message; the agreement would not.
         channel.check()
-    comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
+    with world.comm_clock:
+        comm.agree(call.operation, call.dtype, call.rows, call.row_elems, call.options)
     try:
         yield channel_of(world, device)
         channel_of(world, device).flush()
@@ -61,7 +65,7 @@ def collective(world: "World", call: Call, device: torch.device) -> Iterator[Cha
 
 
 def channel_of(world: "World", device: torch.device | None = None) -> Channel:
-    """Return a channel of the world, opened by the first use. Not collective.
+    """Return a channel of the world, opened by the first use; on CPUs on its clock. Not collective.
 
     Args:
         world: the ranks.
@@ -73,11 +77,13 @@ def channel_of(world: "World", device: torch.device | None = None) -> Channel:
     if (world.device if device is None else device).type == "cuda":
         return _cuda_channel(world, device)
     if world.channel is None:
+        channel: Channel
         if world.hosts is None:
-            world.channel = SharedMemoryChannel(world.comm)
+            channel = SharedMemoryChannel(world.comm)
         else:
             assert world.group is not None, "a world on several hosts has a process group"
-            world.channel = HostsChannel(world.hosts, world.group)
+            channel = HostsChannel(world.hosts, world.group)
+        world.channel = ClockedChannel(channel, world.comm_clock)
     return world.channel
 
 

@@ -11,6 +11,7 @@ from tests.dist.host_worlds import Hosts
 from tests.dist.test_ring_attention import attend
 from tests.unit.ring_virtual import NAMES, Case, by_torch, on_one_device
 from tests.unit.test_ring_engine import assert_within_bar
+from tokenfabric.channel_clocked import ClockedChannel
 from tokenfabric.channel_hosts import HostsChannel
 from tokenfabric.testing.spawn import Raised, Returned, run_ranks, spawn_plain
 from tokenring.attention import ring_attention
@@ -30,7 +31,9 @@ def _rank_is_exact(rank: int, world_size: int, hosts: Hosts) -> None:
             exact, usual = on_one_device(case, torch.float64), by_torch(case)
             for name in NAMES:
                 assert_within_bar(case, name, got[name], exact[name], usual[name])
-        channel = channel_of(world)
+        clocked = channel_of(world)
+        assert isinstance(clocked, ClockedChannel)
+        channel = clocked.inner
         assert isinstance(channel, HostsChannel)
         # Shared memory within the host, torch.distributed for the other ranks alone.
         assert set(channel._far.bytes_sent) == set(range(world_size)) - set(world.layout.host_ranks)
