@@ -1,11 +1,16 @@
 """A `Reporter` for a terminal: answers and tables on stdout, everything else on stderr."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from launch.progress import Progress, Tell
 from launch.report import Table
 
 # Columns of a table that goes into a file or a pipe.
@@ -21,7 +26,7 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self._out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-        self._err = Console(stderr=True)
+        self._err = _Terminal(stderr=True)
 
     def note(self, text: str) -> None:
         """Write one dim line to stderr."""
@@ -42,3 +47,41 @@ class ConsoleReporter:
         self._out.print(drawn)
         for note in table.notes:
             self._out.print(Text(note, style="dim"))
+
+    @contextmanager
+    def live_progress(self) -> Iterator[Tell]:
+        """Show a bar at the end of stderr, and notes above it; lines where stderr is no terminal.
+
+        It is drawn when there is news and at no other time: no thread draws beside a computation.
+        """
+        if not self._err.is_terminal:
+            yield lambda progress: self.note(progress.line())
+            return
+        with RichProgress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=self._err,
+            auto_refresh=False,
+        ) as bar:
+            task = bar.add_task("", visible=False, total=None)
+
+            def tell(progress: Progress) -> None:
+                bar.update(
+                    task,
+                    completed=progress.done,
+                    total=progress.total,
+                    description=", ".join((*progress.facts, progress.remaining)),
+                    visible=True,
+                    refresh=True,
+                )
+
+            yield tell
+
+
+class _Terminal(Console):
+    """A console that leaves the cursor alone: a rank that is killed could not show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Do nothing."""
+        return False
