@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from tokenfabric import env
 from tokenfabric.cuda.device import choose_device
+from tokenfabric.errors import CommTimeoutError, TopologyError
 from tokenfabric.world import World, check_options
 
 
@@ -26,8 +27,8 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
 
     Raises:
         ConfigError: an argument or variable is out of range.
-        TopologyError: the device is not available, the GPUs cannot reach each other, or the ranks
-            lie unevenly on their hosts.
+        TopologyError: the device is not available, the GPUs cannot reach each other, the ranks lie
+            unevenly on their hosts, or MASTER_ADDR and MASTER_PORT are taken or out of reach.
         PeerLostError, CommTimeoutError: a rank went away or did not come.
     """
     check_options(timeout_s, num_threads)
@@ -41,7 +42,7 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
         )
     if rank_info is None:
         return World(None, timeout_s=timeout_s, num_threads=num_threads, device=where)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    _meet(rank_info, timeout_s)
     try:
         return World(
             dist.group.WORLD,
@@ -53,3 +54,24 @@ def init(device: str = "auto", timeout_s: float = 30.0, num_threads: int | None 
     except BaseException:
         dist.destroy_process_group()
         raise
+
+
+def _meet(info: env.RankInfo, timeout_s: float) -> None:
+    place = f"{info.master_addr}:{info.master_port}"
+    try:
+        dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    except dist.DistNetworkError as error:
+        does = "opens" if info.rank == 0 else "calls"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TopologyError(
+            f"rank {info.rank} {does} the ranks' meeting point at {place}, and cannot: "
+            f"{reason}; choose a MASTER_PORT that is free on rank 0's host, and "
+            "a MASTER_ADDR of it that all ranks reach"
+        ) from error
+    except dist.DistStoreError as error:
+        raise CommTimeoutError(
+            f"not all of {info.world_size} ranks came to {place} within {timeout_s:g} s; this is "
+            f"rank {info.rank}",
+            rank=info.rank,
+            operation="rendezvous",
+        ) from error
