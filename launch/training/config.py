@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from tokenfabric.errors import ConfigError
 
 Dtype = Literal["bf16", "fp32"]
+Partition = Literal["contiguous", "zigzag", "striped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,9 @@ class TrainConfig:
     """Rows of one optimizer step, over all dp groups."""
     ring: int = 1
     """Ranks that share a row."""
+    partition: Partition = "zigzag"
+    """How each document's tokens are dealt to a row's ranks: see `tokenring.partition_tokens`. With
+    zigzag, all ranks have equally much of causal attention to compute."""
     dp: int = 1
     """Groups of `ring` ranks; each computes rows_per_step / dp rows of a step."""
     learning_rate: float = 3e-4
@@ -82,10 +86,12 @@ class TrainConfig:
                 f"rows_per_step {self.rows_per_step} must be a multiple of dp {self.dp}, so that "
                 "every group of ranks computes as many rows"
             )
-        if self.dtype not in get_args(Dtype):
-            raise ConfigError(
-                f"dtype is {self.dtype!r}: choose one of {', '.join(get_args(Dtype))}"
-            )
+        for name, choices in (("dtype", Dtype), ("partition", Partition)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}: choose one of "
+                    f"{', '.join(get_args(choices))}"
+                )
 
     @property
     def world_size(self) -> int:

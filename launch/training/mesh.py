@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,9 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from launch.training.collectives import put_on_clock
 from launch.training.config import TrainConfig
+from tokenfabric.comm_clock import CommClock
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 
@@ -29,6 +30,13 @@ class TrainingMesh:
     """All ranks in one dimension: parameters are dealt over it."""
     dp: int
     dp_rank: int
+    parameters_clock: CommClock = field(default_factory=CommClock)
+    """How long this rank has been in the collectives over parameters and gradients."""
+
+    def ring_seconds(self) -> float:
+        """Return how long this rank has been in the ring's messages, and in sums over ranks."""
+        clocks = {id(world): world.comm_clock for world in (self.world, self.ring)}
+        return sum(clock.seconds for clock in clocks.values())
 
 
 @contextmanager
@@ -64,7 +72,7 @@ def training_mesh(world: World, config: TrainConfig) -> Iterator[TrainingMesh]:
 
 
 def deal_parameters(
-    module: nn.Module, layers: nn.ModuleList, ranks: DeviceMesh, dtype: torch.dtype
+    module: nn.Module, layers: nn.ModuleList, mesh: TrainingMesh, dtype: torch.dtype
 ) -> None:
     """Deal a module's fp32 parameters over the ranks (FSDP2). Collective.
 
@@ -74,14 +82,8 @@ def deal_parameters(
     policy = MixedPrecisionPolicy(
         param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32
     )
-    for layer in layers:
-        fully_shard(layer, mesh=ranks, mp_policy=policy)
-    fully_shard(module, mesh=ranks, mp_policy=policy)
-
-
-def whole_tensor(x: Any) -> torch.Tensor:
-    """Return a number of which every rank may have a part. Collective."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
+    for part in (*layers, module):
+        put_on_clock(fully_shard(part, mesh=mesh.ranks, mp_policy=policy), mesh.parameters_clock)
 
 
 @contextmanager

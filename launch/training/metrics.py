@@ -17,7 +17,9 @@ class MetricsFile:
         kept = path.read_text().splitlines() if path.exists() else []
         # The last line may have been cut off with its writer.
         before = [line for line in kept if line.endswith("}") and _step(line) < first_step]
-        path.write_text("".join(f"{line}\n" for line in before))
+        rewritten = path.with_name(path.name + ".unfinished")
+        rewritten.write_text("".join(f"{line}\n" for line in before))
+        rewritten.replace(path)
 
     def write(self, result: StepResult, eval_loss: float | None) -> None:
         """Append a step."""
@@ -28,6 +30,9 @@ class MetricsFile:
             "learning_rate": result.learning_rate,
             "tokens": result.tokens,
             "seconds": result.seconds,
+            "ring_seconds": result.ring_seconds,
+            "parameters_seconds": result.parameters_seconds,
+            "communication_share": result.communication_share,
         }
         if eval_loss is not None:
             line["eval_loss"] = eval_loss

@@ -1,9 +1,10 @@
 """The steps of a run: rows in, loss and new parameters out."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 import tokenring
 from launch.training.config import TrainConfig
 from launch.training.documents import Place
-from launch.training.mesh import TrainingMesh, deal_parameters, whole_tensor
+from launch.training.mesh import TrainingMesh, deal_parameters
 from launch.training.objective import LanguageModelLoss, compute_dtype, decayed_and_not
 from launch.training.packing import PackedRow
 from tokenfabric.errors import ConfigError
@@ -19,6 +20,7 @@ from tokenring.exchange import sum_over_ranks
 from tokenring.partition import partition_tokens
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
     from transformers import PreTrainedModel
 
 Row = PackedRow[Place]
@@ -30,7 +32,7 @@ class TrainingDivergedError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """One optimizer step; the same on all ranks, but for the seconds."""
+    """One optimizer step; the same on all ranks, but for `seconds`."""
 
     step: int
     loss: float
@@ -40,6 +42,15 @@ class StepResult:
     learning_rate: float
     tokens: int
     seconds: float
+    ring_seconds: float
+    """Of them, in attention's messages between the ranks of a ring; the mean over all ranks."""
+    parameters_seconds: float
+    """Of them, in gathers of parameters and sums of gradients; the mean over all ranks."""
+
+    @property
+    def communication_share(self) -> float:
+        """Part of the step in which a rank communicated, or waited for others, and computed not."""
+        return (self.ring_seconds + self.parameters_seconds) / self.seconds
 
 
 class Trainer:
@@ -49,14 +60,8 @@ class Trainer:
         """Take over a model with fp32 parameters, the same on all ranks.
 
         Raises:
-            ConfigError: `tokenring.enable` refuses it, or it has another context.
+            ConfigError: `tokenring.enable` refuses it.
         """
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and config.context > longest:
-            raise ConfigError(
-                f"context {config.context} is longer than the {longest} positions the model knows: "
-                "pass a shorter context"
-            )
         self._config = config
         self._mesh = mesh
         self.model = tokenring.enable(model.train(), mesh.ring)
@@ -64,7 +69,7 @@ class Trainer:
             model.activation_checkpointing_enable()
         self.loss = LanguageModelLoss(model, mesh.ring)
         layers = model.base_model.layers
-        deal_parameters(self.loss, layers, mesh.ranks, compute_dtype(config.dtype))
+        deal_parameters(self.loss, layers, mesh, compute_dtype(config.dtype))
         self.optimizer = torch.optim.AdamW(
             decayed_and_not(self.loss, config.weight_decay),
             lr=config.learning_rate,
@@ -77,24 +82,31 @@ class Trainer:
         Raises:
             TrainingDivergedError: the loss or the gradients are not finite; nothing was updated.
         """
-        config, start_s = self._config, time.perf_counter()
+        config, mesh, start_s = self._config, self._mesh, time.perf_counter()
+        ring_s, parameters_s = mesh.ring_seconds(), mesh.parameters_clock.seconds
         learned = max(1, sum(row.num_learned for row in rows))
         total = 0.0
         for share, loss, weight in self._forward(rows, learned):
             # FSDP averages over all ranks what has to be added.
-            torch.autograd.backward(share * (weight * self._mesh.world.size))
+            torch.autograd.backward(share * (weight * mesh.world.size))
             total += loss.item() * weight
-        parameters = list(self.loss.parameters())
-        norm = whole_tensor(
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
-        ).item()
-        mean = self._over_groups(total)
-        if not (torch.isfinite(torch.tensor([mean, norm])).all()):
+        gradients = self._own_gradients()
+        # Each rank of a ring has its group's loss, and each rank its own part of the gradients.
+        sums = self._over_ranks(
+            total / mesh.ring.size,
+            torch.nn.utils.get_total_norm(gradients).item() ** 2,
+            mesh.ring_seconds() - ring_s,
+            mesh.parameters_clock.seconds - parameters_s,
+        )
+        mean, norm = sums[0], math.sqrt(sums[1])
+        if not (math.isfinite(mean) and math.isfinite(norm)):
             raise TrainingDivergedError(
                 f"step {step}: the loss is {mean} and the norm of the gradients {norm}: lower "
                 f"learning_rate ({config.learning_rate:g}) or lengthen the warm-up "
                 f"({config.warmup_steps} steps), and resume from a checkpoint"
             )
+        if norm > config.max_gradient_norm:
+            torch._foreach_mul_(gradients, config.max_gradient_norm / norm)
         rate = config.learning_rate_at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -107,6 +119,8 @@ class Trainer:
             learning_rate=rate,
             tokens=sum(len(row.tokens) for row in rows),
             seconds=time.perf_counter() - start_s,
+            ring_seconds=sums[2] / mesh.world.size,
+            parameters_seconds=sums[3] / mesh.world.size,
         )
 
     def evaluate(self, rows: Sequence[Row]) -> float:
@@ -120,7 +134,7 @@ class Trainer:
                 )
         finally:
             self.loss.train()
-        return self._over_groups(total)
+        return self._over_ranks(total / self._mesh.ring.size)[0]
 
     def _forward(self, rows: Sequence[Row], learned: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Yield (share, loss, the row's weight in the mean) of this dp group's rows."""
@@ -130,7 +144,7 @@ class Trainer:
             # collective over all ranks.
             row = rows[min(index, len(rows) - 1)]
             weight = row.num_learned / learned if index < len(rows) else 0.0
-            layout = partition_tokens(row.lengths, ring.size)
+            layout = partition_tokens(row.lengths, ring.size, self._config.partition)
             ids = torch.tensor([row.tokens], device=device)
             share, loss = self.loss(
                 tokenring.shard(ids, world=ring, layout=layout),
@@ -139,8 +153,12 @@ class Trainer:
             )
             yield share, loss, weight
 
-    def _over_groups(self, total: float) -> float:
-        """Return the sum of a number over the dp groups; each rank of a ring has its group's."""
-        world = self._mesh.world
-        whole = sum_over_ranks(world, torch.tensor([total], dtype=torch.float64))
-        return whole.item() / self._mesh.ring.size
+    def _own_gradients(self) -> list[Tensor]:
+        """Return this rank's part of each gradient, to be read or changed."""
+        gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
+        return [cast("DTensor", gradient).to_local() for gradient in gradients]
+
+    def _over_ranks(self, *numbers: float) -> list[float]:
+        """Return the sums of numbers over all ranks, the same bits on each. Collective."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        return sum_over_ranks(self._mesh.world, own).tolist()

@@ -38,6 +38,7 @@ def test_sizes_follow_from_the_mesh() -> None:
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"betas": (0.9, 1.0)}, "betas are"),
         ({"dtype": "fp16"}, "dtype is 'fp16'"),
+        ({"partition": "zig"}, "partition is 'zig'"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
     ],
