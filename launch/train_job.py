@@ -9,9 +9,10 @@ from launch.dispatch import Launcher, check_launcher, require_ray
 from launch.job import JobSpec
 from launch.models import prepare_model
 from launch.report import Reporter, SilentReporter
-from launch.torchrun import choose_ranks, is_quiet_rank, run_job
+from launch.torchrun import is_quiet_rank, run_job
 from launch.training.config import TrainConfig
 from launch.training.documents import check_files
+from tokenfabric.env import rank_info_from_env
 from tokenfabric.errors import ConfigError
 
 
@@ -66,11 +67,12 @@ def train(
         ) from None
     check_launcher(chosen, address, nodes, pin)
     check_files([*data, *eval_data])
+    _check_started_ranks(config)
     reporter: Reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
     folder = Path(output).absolute()
     spec = JobSpec(
         recipe="launch.recipes.train:run",
-        ranks=choose_ranks(config.world_size),
+        ranks=config.world_size,
         nodes=nodes,
         args={
             "model": str(prepare_model(model, reporter)),
@@ -94,3 +96,14 @@ def train(
         run_job(spec)
     reporter.note(f"the model is in {folder / 'model'}")
     return folder / "model"
+
+
+def _check_started_ranks(config: TrainConfig) -> None:
+    """Refuse ranks that torchrun started in another number than the mesh has."""
+    info = rank_info_from_env()
+    if info is not None and info.world_size != config.world_size:
+        raise ConfigError(
+            f"dp {config.dp} x ring {config.ring} is {config.world_size} ranks, but torchrun "
+            f"started {info.world_size}: pass a mesh of {info.world_size}, or start "
+            f"{config.world_size}"
+        )
