@@ -1,6 +1,5 @@
 """Training over dp x ring ranks: one loss whatever the ranks, resumed or killed."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -16,48 +15,17 @@ from launch.report import SilentReporter
 from launch.training import checkpoints, trainer
 from launch.training.checkpoints import find_checkpoints
 from tests.dist.command import run
-from tests.dist.tiny_checkpoint import write_trainable
+from tests.dist.train_jobs import SETTINGS, STEPS, metrics, options, train_on, write_job
 from tokenfabric.errors import ConfigError
 from tokenfabric.testing.spawn import Raised, run_ranks, spawn_plain
 from tokenfabric.world import World
 
 Report = Callable[[str], None]
-STEPS = 6
-SETTINGS: dict[str, Any] = {
-    "context": 48, "rows_per_step": 2, "steps": STEPS, "learning_rate": 1e-3, "warmup_steps": 1,
-    "checkpoint_every": 2, "dtype": "fp32",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A tiny model and text whose documents are shorter and longer than a row."""
-    folder = tmp_path_factory.mktemp("train")
-    data = folder / "data"
-    data.mkdir()
-    (data / "long.txt").write_text("the ring goes round and round. " * 40)
-    lines = [json.dumps({"text": word * 4}) for word in ("red ", "a", "green and blue ", "x y ")]
-    (data / "short.jsonl").write_text("\n".join(lines * 8))
-    model = write_trainable(folder / "tiny")
-    return {
-        "model": str(model),
-        "data": [str(data)],
-        "eval_data": [str(data / "long.txt")],
-    }
-
-
-def _rank_trains(world: World, arguments: dict[str, Any]) -> dict[str, float]:
-    return train.run(world, SilentReporter(), **arguments)
-
-
-def train_on(dp: int, ring: int, arguments: dict[str, Any]) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl of a run on dp x ring ranks."""
-    run_ranks(_rank_trains, dp * ring, {**arguments, "dp": dp, "ring": ring})
-    return metrics(arguments["output"])
-
-
-def metrics(output: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return write_job(tmp_path_factory.mktemp("train"))
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +58,6 @@ def test_one_rank_learns_and_writes_a_model(undisturbed: dict[str, Any]) -> None
     with torch.no_grad():
         losses = [model(ids, labels=ids).loss.item() for model in (trained, before)]
     assert losses[0] < 0.8 * losses[1]
-
-
-@pytest.mark.parametrize(("dp", "ring"), [(1, 2), (2, 1), (2, 2), (1, 4)])
-def test_any_ranks_give_the_same_curve(
-    undisturbed: dict[str, Any], tmp_path: Path, dp: int, ring: int
-) -> None:
-    arguments = {k: v for k, v in undisturbed.items() if k != "curve"} | {"output": str(tmp_path)}
-    assert_same_curve(train_on(dp, ring, arguments), undisturbed["curve"])
 
 
 def test_recomputing_layers_changes_nothing(undisturbed: dict[str, Any], tmp_path: Path) -> None:
@@ -169,6 +129,8 @@ def test_a_killed_run_goes_on_to_the_same_end(
     complete = find_checkpoints(tmp_path / "checkpoints")
     assert all((path / "progress.json").exists() for path in complete)
     assert_same_curve(train_on(1, 2, arguments), undisturbed["curve"])
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-4", "step-6"]
 
 
 def _rank_refuses(world: World, arguments: dict[str, Any], folder: str) -> None:
@@ -183,41 +145,11 @@ def _rank_refuses(world: World, arguments: dict[str, Any], folder: str) -> None:
             train.run(world, SilentReporter(), **{**arguments, **wrong})
 
 
-def options(arguments: dict[str, Any]) -> list[str]:
-    return [
-        "train", "--model", arguments["model"], "--data", arguments["data"][0],
-        "--output", arguments["output"], "--context", "48", "--rows-per-step", "2",
-        "--steps", str(STEPS), "--learning-rate", "1e-3", "--warmup-steps", "1",
-        "--checkpoint-every", "2", "--dtype", "fp32",
-    ]  # fmt: skip
-
-
 def test_the_command_trains_and_says_each_step(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     done = run(*options({**undisturbed, "output": str(tmp_path / "run")}), "--ring", "2")
     assert done.returncode == 0, done.stderr
     assert f"step {STEPS}/{STEPS}: loss" in done.stderr
     assert_same_curve(metrics(str(tmp_path / "run")), undisturbed["curve"])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        (("--context", "1"), "context is 1"),
-        (("--dp", "2", "--rows-per-step", "3"), "multiple of dp 2"),
-        (("--nodes", "2"), "need --launcher ray"),
-        (("--launcher", "ray", "--pin"), "--pin is for processes of this host"),
-        (("--data", "/no/such/file"), "there is no such file or folder"),
-        (("--model", "/no/such/model"), "/no/such/model"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    undisturbed: dict[str, Any], tmp_path: Path, wrong: tuple[str, ...], says: str
-) -> None:
-    done = run(*options({**undisturbed, "output": str(tmp_path / "run")}), *wrong)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused(undisturbed: dict[str, Any], tmp_path: Path) -> None:
