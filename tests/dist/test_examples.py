@@ -1,6 +1,7 @@
 """The examples run as their heads say, and the block computes the same before and after."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import tokenfabric
+from tests.dist.tiny_checkpoint import write_trainable
 from tokenfabric.testing.spawn import run_ranks
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -68,3 +70,24 @@ def test_examples_run_under_torchrun() -> None:
     assert shown["before"].startswith("last token: ")
     assert shown["after"] == shown["before"]
     assert shown["styles"] == shown["before"]
+
+
+def test_the_training_example_trains(tmp_path: Path) -> None:
+    """A tiny model on Python's documentation, over two ranks, to a model and a curve."""
+    output = tmp_path / "out"
+    run = subprocess.run(
+        [
+            sys.executable, str(EXAMPLES / "train_on_python_docs.py"),
+            "--model", str(write_trainable(tmp_path / "tiny")), "--output", str(output),
+            "--context", "96", "--steps", "4", "--dtype", "fp32",
+        ],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"plain transformers loads {output / 'run' / 'model'}\n"
+    assert (output / "run" / "model" / "model.safetensors").exists()
+    curve = [json.loads(x) for x in (output / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in curve] == [96] * 4
+    assert curve[-1]["eval_loss"] < curve[0]["eval_loss"]
+    assert "step 4/4: loss" in run.stderr
+    assert "% communication" in run.stderr
