@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench_allreduce_rmsnorm as bench
-from benchmarks import bench_ring, bench_row_kernels
+from benchmarks import bench_ring, bench_row_kernels, bench_training
 from benchmarks.allreduce_rmsnorm_providers import BASELINE
 from tokenfabric import native
 from tokenfabric.testing.bench_report import markdown_table
@@ -86,3 +86,12 @@ def test_the_ring_benchmark_goes_on_where_it_stopped(
     resumed = lines("--resume")
     assert resumed[1] == first[1]
     assert json.loads(resumed[0])["labels"]["causal"] is False
+
+
+def test_the_training_benchmark_measures_a_ring_and_ranks_alone() -> None:
+    """Both begin with one loss, and the ring's share of communication is measured."""
+    (cell,) = run_ranks(bench_training.rank_cells, 2, 64, 1, timeout_s=110)[0]
+    assert cell.baseline == bench_training.ALONE
+    assert list(cell.seconds) == [bench_training.ALONE, bench_training.RING]
+    assert cell.labels["ring_seconds"] > 0
+    assert cell.labels["parameters_seconds"] > 0
