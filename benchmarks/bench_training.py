@@ -23,7 +23,8 @@ from launch.training.mesh import training_mesh
 from launch.training.objective import decayed_and_not
 from launch.training.packing import PackedRow
 from launch.training.trainer import Row, StepResult, Trainer
-from tokenfabric.testing.bench import Budget, Cell, WorldRanks, measure
+from tokenfabric.testing.bench import Budget, WorldRanks, measure
+from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
     describe_environment,
     environment,
