@@ -3,10 +3,8 @@
     work(s) = max( waves(s) * tile_s + even_s / s + serial_s, memory_s )     on s SMs
     time    = start_s + work(s)
 
-A tile runs on one SM. n tiles on s SMs need ceil(n / s) waves if all tiles start together; a GEMM
-library softens the last wave by other tile shapes and by splitting it, so that a share
-`wave_smoothing` of the work counts by n / s instead. Example: 300 tiles on 132 SMs are 3 waves, or
-2.64 with a smoothing of 1.
+A tile runs on one SM, and as many at once as there are SMs, which is a wave: n tiles on s SMs need
+ceil(n / s). Example: 300 tiles on 132 SMs are 3 waves.
 """
 
 from dataclasses import dataclass
@@ -22,8 +20,6 @@ class Kernel:
     tiles: int = 0
     tile_s: float = 0.0
     """Time of one tile on one SM."""
-    wave_smoothing: float = 0.0
-    """0: whole waves only. 1: no waves at all, but never less than one tile."""
     even_s: float = 0.0
     """SM-seconds that divide evenly over the SMs."""
     serial_s: float = 0.0
@@ -35,9 +31,8 @@ class Kernel:
 
     def work_s(self, num_sms: int) -> float:
         """Return the time after the start on so many SMs, at least 1."""
-        waves = num_waves(self.tiles, num_sms, self.wave_smoothing)
         return max(
-            waves * self.tile_s + self.even_s / num_sms + self.serial_s,
+            num_waves(self.tiles, num_sms) * self.tile_s + self.even_s / num_sms + self.serial_s,
             self.memory_s,
         )
 
@@ -46,11 +41,6 @@ class Kernel:
         return self.start_s + self.work_s(num_sms)
 
 
-def num_waves(tiles: int, num_sms: int, smoothing: float = 0.0) -> float:
-    """Return how many tiles one SM after the other runs, from whole waves to evenly spread ones."""
-    if tiles <= 0:
-        return 0.0
-    whole = -(-tiles // num_sms)
-    if smoothing == 0.0:
-        return float(whole)
-    return max(1.0, (1.0 - smoothing) * whole + smoothing * tiles / num_sms)
+def num_waves(tiles: int, num_sms: int) -> int:
+    """Return how many tiles one SM runs, one after the other."""
+    return -(-tiles // num_sms)

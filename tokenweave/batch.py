@@ -2,8 +2,8 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from tokenfabric.errors import ConfigError
 
@@ -46,10 +46,10 @@ class Batch:
     def __hash__(self) -> int:
         return self._hash
 
-    def at(self, token: int) -> tuple[int, int]:
-        """Return the first flattened token of a token's sequence, and what is cached before it."""
+    def at(self, token: int) -> tuple[int, int, int]:
+        """Return the range of flattened tokens of a token's sequence, and what is cached of it."""
         index = bisect_right(self.starts, token) - 1
-        return self.starts[index], self.past[index]
+        return self.starts[index], self.starts[index + 1], self.past[index]
 
     def is_start(self, token: int) -> bool:
         """Return whether a flattened token is the first of its sequence."""
@@ -70,8 +70,7 @@ class Batch:
         return AttentionWork(pairs=pairs, keys=keys, longest=longest)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionWork:
+class AttentionWork(NamedTuple):
     """What attention over a range of tokens reads."""
 
     pairs: int

@@ -1,172 +1,203 @@
 """The kernels of a block on the rank with the largest share, for any range of tokens. Pure."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from tokenfabric.kernel import Kernel
 from tokenweave.batch import Batch
 from tokenweave.device import Device
-from tokenweave.model_shape import ModelShape
-from tokenweave.waves import Gemm, gemm_kernel, num_tiles, tile_s
+from tokenweave.model_shape import ModelShape, RankShare
+from tokenweave.waves import Gemm, TiledGemm, Tiling
 
 _BYTES = 2
 """Of an element: bf16."""
 
 
-def part_gemms(shape: ModelShape, world_size: int) -> tuple[tuple[Gemm, ...], ...]:
-    """Return the GEMMs over tokens of each part on one rank: (attention, mlp)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerPart:
+    """One part of a layer on the rank with the largest share, but for attention itself."""
+
+    gemms: tuple[TiledGemm, ...]
+    moves_s: Mapping[str, float]
+    """Kernels that only move data: the time that each needs for a token."""
+    start_s: float
+    """Of all these kernels."""
+    token_s: float
+    """Of the moves together."""
+
+
+@lru_cache(maxsize=64)
+def layer_parts(
+    shape: ModelShape, world_size: int, device: Device
+) -> tuple[RankShare, tuple[LayerPart, ...]]:
+    """Return what a rank holds of a model, and its parts (attention, mlp). Made once and kept."""
     share = shape.largest_share(world_size)
     attention = (
         Gemm(name="qkv", n=share.query_columns + 2 * share.kv_columns, k=shape.hidden),
         Gemm(name="o", n=shape.hidden, k=share.query_columns),
     )
-    if shape.num_experts:
-        return attention, (Gemm(name="router", n=shape.num_experts, k=shape.hidden),)
-    return attention, (
-        Gemm(name="gate_up", n=2 * share.intermediate, k=shape.hidden),
-        Gemm(name="down", n=shape.hidden, k=share.intermediate),
-    )
+    moved = {
+        "rotary": 2 * (share.query_columns + share.kv_columns),
+        "kv write": 4 * share.kv_columns,
+    }
+    mlp = _mlp_with_experts if shape.num_experts else _mlp
+    return share, (_part(attention, moved, device), _part(*mlp(shape, share), device))
 
 
 class BlockCosts:
-    """What the blocks of a model cost on one rank of a world. Remembers what it has worked out."""
+    """What the blocks of a model cost on one rank of a world, for one batch."""
 
     def __init__(self, shape: ModelShape, world_size: int, device: Device, batch: Batch) -> None:
-        """Take what decides the cost; for one batch."""
+        """Take what decides the cost."""
         self._shape, self._device, self._batch = shape, device, batch
-        self._share = shape.largest_share(world_size)
-        self._gemms = part_gemms(shape, world_size)
         self._windows = shape.windows or ((None, shape.num_layers),)
-        self._found: dict[tuple[int, int, int], tuple[Kernel, ...]] = {}
-        self._times: dict[tuple[int, int, int, int], float] = {}
+        self._share, self._parts = layer_parts(shape, world_size, device)
+        flop_s = 4.0 / device.attention_flops_per_sm
+        self._pair_s = self._share.query_columns * flop_s
+        self._tail_s = shape.head_dim * flop_s * device.attention_tail
+        self._key_s = 2 * _BYTES * self._share.kv_columns / device.memory_bandwidth
+        self.layer_start_s = sum(part.start_s for part in self._parts) + device.attention_start_s
+        """What launching the kernels of a layer takes, without their work."""
+
+    def tilings(self) -> dict[str, Tiling]:
+        """Return how each GEMM of a layer is cut for all tokens of the batch."""
+        gemms = (gemm for part in self._parts for gemm in part.gemms)
+        return {it.gemm.name: it.tiling(self._batch.num_tokens) for it in gemms}
 
     def kernels(self, part: int, start: int, stop: int) -> tuple[Kernel, ...]:
         """Return the launches of part 0 (attention) or 1 (mlp) for flattened tokens [start, stop).
 
         Where layers differ in their window, attention is that of the average layer.
         """
-        found = self._found.get((part, start, stop))
-        if found is None:
-            if part == 0:
-                found = self._attention(start, stop)
-            elif self._shape.num_experts:
-                found = _expert_kernels(
-                    stop - start, self._shape, self._share.intermediate, self._device
-                )
-            else:
-                found = _dense_kernels(
-                    stop - start, self._shape.hidden, self._share.intermediate, self._device
-                )
-            self._found[part, start, stop] = found
-        return found
+        tokens, start_s = stop - start, self._device.elementwise_start_s
+        gemms = [gemm.kernel(tokens) for gemm in self._parts[part].gemms]
+        moves = [
+            Kernel(name=name, start_s=start_s, memory_s=tokens * token_s)
+            for name, token_s in self._parts[part].moves_s.items()
+        ]
+        if part == 0:
+            return gemms[0], *moves, self._attention(start, stop), gemms[1]
+        if not self._shape.num_experts:
+            return gemms[0], *moves, gemms[1]
+        router, gate_up, down = gemms
+        top_k, sort, activation, total = moves
+        return router, top_k, sort, gate_up, activation, down, total
 
-    def block_s(self, part: int, start: int, stop: int, num_sms: int) -> float:
-        """Return the time of a block on so many SMs."""
-        found = self._times.get((part, start, stop, num_sms))
-        if found is None:
-            found = sum(kernel.duration_s(num_sms) for kernel in self.kernels(part, start, stop))
-            self._times[part, start, stop, num_sms] = found
-        return found
+    def block_s(self, part: int, start: int, stop: int, sms: Sequence[int]) -> list[float]:
+        """Return the time of a block on each number of SMs: the sum over its kernels."""
+        times_s = self.without_attention_s(part, stop - start, sms)
+        return times_s if part else self.with_attention_s(times_s, start, stop, sms)
+
+    def without_attention_s(self, part: int, tokens: int, sms: Sequence[int]) -> list[float]:
+        """Return the time of what depends on the number of tokens alone."""
+        costs = self._parts[part]
+        works = [gemm.work(tokens) for gemm in costs.gemms]
+        base_s = costs.start_s + tokens * costs.token_s
+        times_s = []
+        for num_sms in sms:
+            time_s = base_s
+            for tiles, tile_s, memory_s in works:
+                work_s = -(-tiles // num_sms) * tile_s
+                time_s += work_s if work_s > memory_s else memory_s
+            times_s.append(time_s)
+        return times_s
+
+    def with_attention_s(
+        self, times_s: Sequence[float], start: int, stop: int, sms: Sequence[int]
+    ) -> list[float]:
+        """Return the times with that of the attention of tokens [start, stop) added."""
+        even_s, serial_s, memory_s = self._attention_s(start, stop)
+        start_s = self._device.attention_start_s
+        serial_s, memory_s = serial_s + start_s, memory_s + start_s
+        return [
+            time_s + max(even_s / num_sms + serial_s, memory_s)
+            for time_s, num_sms in zip(times_s, sms, strict=True)
+        ]
 
     def flops(self, part: int, start: int, stop: int) -> int:
         """Return the floating-point operations of a block."""
         tokens = stop - start
-        total = sum(2 * tokens * gemm.n * gemm.k for gemm in self._gemms[part])
+        gemms = (it.gemm for it in self._parts[part].gemms)
+        total = sum(2 * tokens * it.rows_per_token * it.n * it.k for it in gemms)
         if part == 0:
-            work = self._mean_attention(start, stop)
-            return total + int(4 * work[0] * self._share.query_columns)
-        rows = tokens * self._shape.experts_per_token
-        return total + 6 * rows * self._shape.hidden * self._share.intermediate
+            total += int(4 * self._mean_attention(start, stop)[0] * self._share.query_columns)
+        return total
+
+    def _attention(self, start: int, stop: int) -> Kernel:
+        even_s, serial_s, memory_s = self._attention_s(start, stop)
+        return Kernel(
+            name="attention",
+            start_s=self._device.attention_start_s,
+            even_s=even_s,
+            serial_s=serial_s,
+            memory_s=memory_s,
+        )
+
+    def _attention_s(self, start: int, stop: int) -> tuple[float, float, float]:
+        """Return what divides over SMs, the longest piece, and what memory needs."""
+        pairs, keys, longest = self._mean_attention(start, stop)
+        rows = min(stop - start, self._device.attention_rows)
+        return pairs * self._pair_s, rows * longest * self._tail_s, keys * self._key_s
 
     def _mean_attention(self, start: int, stop: int) -> tuple[float, float, float]:
         """Return pairs, keys and the longest row of the average layer."""
-        sums = [0.0, 0.0, 0.0]
+        if len(self._windows) == 1:
+            return self._batch.attention(start, stop, self._windows[0][0])
+        pairs = keys = longest = 0.0
         for window, layers in self._windows:
             work = self._batch.attention(start, stop, window)
-            for index, value in enumerate((work.pairs, work.keys, work.longest)):
-                sums[index] += value * layers / self._shape.num_layers
-        return sums[0], sums[1], sums[2]
-
-    def _attention(self, start: int, stop: int) -> tuple[Kernel, ...]:
-        tokens, device, share = stop - start, self._device, self._share
-        qkv, out = self._gemms[0]
-        pairs, keys, longest = self._mean_attention(start, stop)
-        moved = _BYTES * tokens / device.memory_bandwidth
-        rate = device.attention_flops_per_sm
-        rows = min(tokens, device.attention_rows)
-        return (
-            gemm_kernel(tokens, qkv.n, qkv.k, device, qkv.name),
-            Kernel(
-                name="rotary",
-                start_s=device.elementwise_start_s,
-                memory_s=2 * moved * (share.query_columns + share.kv_columns),
-            ),
-            Kernel(
-                name="kv write",
-                start_s=device.elementwise_start_s,
-                memory_s=4 * moved * share.kv_columns,
-            ),
-            Kernel(
-                name="attention",
-                start_s=device.attention_start_s,
-                even_s=4.0 * pairs * share.query_columns / rate,
-                serial_s=4.0 * rows * longest * self._shape.head_dim / rate * device.attention_tail,
-                memory_s=_BYTES * 2 * keys * share.kv_columns / device.memory_bandwidth,
-            ),
-            gemm_kernel(tokens, out.n, out.k, device, out.name),
-        )
+            pairs += layers * work.pairs
+            keys += layers * work.keys
+            longest += layers * work.longest
+        num_layers = self._shape.num_layers
+        return pairs / num_layers, keys / num_layers, longest / num_layers
 
 
-@lru_cache(maxsize=4096)
-def _dense_kernels(
-    tokens: int, hidden: int, intermediate: int, device: Device
-) -> tuple[Kernel, ...]:
-    return (
-        gemm_kernel(tokens, 2 * intermediate, hidden, device, "gate_up"),
-        Kernel(
-            name="activation",
-            start_s=device.elementwise_start_s,
-            memory_s=3 * _BYTES * tokens * intermediate / device.memory_bandwidth,
-        ),
-        gemm_kernel(tokens, hidden, intermediate, device, "down"),
+def _mlp(shape: ModelShape, share: RankShare) -> tuple[tuple[Gemm, ...], dict[str, int]]:
+    """Return the GEMMs of a dense MLP, and how many elements of a token its moves touch."""
+    gemms = (
+        Gemm(name="gate_up", n=2 * share.intermediate, k=shape.hidden),
+        Gemm(name="down", n=shape.hidden, k=share.intermediate),
     )
+    return gemms, {"activation": 3 * share.intermediate}
 
 
-@lru_cache(maxsize=4096)
-def _expert_kernels(
-    tokens: int, shape: ModelShape, intermediate: int, device: Device
-) -> tuple[Kernel, ...]:
-    hidden, rows = shape.hidden, tokens * shape.experts_per_token
-
-    def grouped(n: int, k: int, name: str) -> Kernel:
-        # A token's experts fall anywhere: the last tile of each expert is half full on average.
-        tile = device.expert_tile
-        busy = min(shape.num_experts, rows)
-        row_tiles = rows / tile.rows + 0.5 * busy
-        weights = busy * n * k
-        return Kernel(
-            name=name,
-            start_s=device.gemm_start_s,
-            tiles=max(busy, round(row_tiles)) * num_tiles(1, n, tile),
-            tile_s=tile_s(k, tile, device.expert_flops_per_sm, device.tile_start_s),
-            wave_smoothing=device.wave_smoothing,
-            memory_s=_BYTES * (weights + rows * (n + k)) / device.memory_bandwidth,
-        )
-
-    moved = _BYTES / device.memory_bandwidth
-    return (
-        gemm_kernel(tokens, shape.num_experts, hidden, device, "router"),
-        Kernel(name="top k", start_s=device.elementwise_start_s),
-        Kernel(name="sort by expert", start_s=device.elementwise_start_s),
-        grouped(2 * intermediate, hidden, "experts gate_up"),
-        Kernel(
-            name="activation",
-            start_s=device.elementwise_start_s,
-            memory_s=3 * moved * rows * intermediate,
+def _mlp_with_experts(
+    shape: ModelShape, share: RankShare
+) -> tuple[tuple[Gemm, ...], dict[str, int]]:
+    rows, experts, hidden = shape.experts_per_token, shape.num_experts, shape.hidden
+    gemms = (
+        Gemm(name="router", n=experts, k=hidden),
+        Gemm(
+            name="experts gate_up",
+            n=2 * share.intermediate,
+            k=hidden,
+            rows_per_token=rows,
+            experts=experts,
         ),
-        grouped(hidden, intermediate, "experts down"),
-        Kernel(
-            name="sum of experts",
-            start_s=device.elementwise_start_s,
-            memory_s=moved * hidden * (rows + tokens),
+        Gemm(
+            name="experts down",
+            n=hidden,
+            k=share.intermediate,
+            rows_per_token=rows,
+            experts=experts,
         ),
+    )
+    moved = {
+        "top k": 0,
+        "sort by expert": 0,
+        "activation": 3 * rows * share.intermediate,
+        "sum of experts": hidden * (rows + 1),
+    }
+    return gemms, moved
+
+
+def _part(gemms: tuple[Gemm, ...], moved: Mapping[str, int], device: Device) -> LayerPart:
+    moves_s = {name: _BYTES * count / device.memory_bandwidth for name, count in moved.items()}
+    return LayerPart(
+        gemms=tuple(TiledGemm(gemm, device) for gemm in gemms),
+        moves_s=moves_s,
+        start_s=len(gemms) * device.gemm_start_s + len(moved) * device.elementwise_start_s,
+        token_s=sum(moves_s.values()),
     )

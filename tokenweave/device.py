@@ -36,8 +36,6 @@ class Device:
     """Bytes per second, read and written."""
     tiles: tuple[Tile, ...]
     expert_tile: Tile
-    wave_smoothing: float
-    """See tokenfabric/kernel.py."""
     tile_start_s: float
     gemm_start_s: float
     attention_start_s: float
@@ -85,11 +83,10 @@ class Device:
                      "attention_flops_per_sm", "link_bandwidth", "attention_rows"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} of {self.name} is {getattr(self, name)}: above 0")
-        if not self.tiles or not self.reduction_sms or not 0.0 <= self.wave_smoothing <= 1.0:
+        if not self.tiles or not self.reduction_sms:
             raise ConfigError(
-                f"{self.name} needs a tile, a number of SMs for reductions and a wave_smoothing "
-                f"in 0..1; it has {len(self.tiles)}, {len(self.reduction_sms)} and "
-                f"{self.wave_smoothing}"
+                f"{self.name} needs a tile and a number of SMs for reductions; it has "
+                f"{len(self.tiles)} and {len(self.reduction_sms)}"
             )
 
     def with_link(self, factor: float) -> "Device":

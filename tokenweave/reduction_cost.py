@@ -2,13 +2,12 @@
 
 Two-shot, each block of the kernel handles one row after the other of those its rank owns:
 
-    t = t0 + c * signal + rows / c * max(c * link_s, row_s + c * interference)
+    t = t0 + c * signal + max(bytes / link, rows / c * (row_s + c * interference))
 
-c blocks (one on an SM), link_s = what a row of each rank takes on the rank's port. With few blocks
-the latency of a row counts, with many the link.
+c blocks (one on an SM). With few blocks the latency of a row counts, with many the link.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Literal
 
 from tokenfabric.kernel import Kernel
@@ -28,7 +27,6 @@ def two_shot_bytes(num_bytes: int, world_size: int, device: Device) -> int:
     return min(peer, num_bytes + num_bytes // world_size)
 
 
-@lru_cache(maxsize=16384)
 def reduction_s(
     kind: ReductionKind,
     choice: ReductionChoice,
@@ -38,23 +36,45 @@ def reduction_s(
     device: Device,
 ) -> float:
     """Return the time of one reduction of [num_tokens, hidden] bf16 with nothing beside it."""
-    num_bytes = num_tokens * hidden * _BYTES
     if num_tokens == 0 or world_size == 1:
         return norm_s(num_tokens, hidden, device)
     if choice.algorithm == "one_shot":
-        link_s = (world_size - 1) * num_bytes / device.link_bandwidth
-        memory_s = 4 * num_bytes / device.memory_bandwidth if kind == "fused" else 0.0
-        return device.one_shot_start_s + link_s + memory_s
+        return one_shot_s(kind, num_tokens, hidden, world_size, device)
+    sms = (choice.num_sms or max(device.reduction_sms),)
+    return two_shot_s(kind, sms, num_tokens, hidden, world_size, device)[0]
+
+
+def two_shot_s(
+    kind: ReductionKind,
+    sms: Sequence[int],
+    num_tokens: int,
+    hidden: int,
+    world_size: int,
+    device: Device,
+) -> list[float]:
+    """Return the time of a two-shot reduction by several ranks, for each number of SMs."""
     rows = -(-num_tokens // world_size)
-    blocks = min(choice.num_sms or max(device.reduction_sms), rows)
-    link_s = two_shot_bytes(num_bytes, world_size, device) / rows / device.link_bandwidth
+    num_bytes = two_shot_bytes(num_tokens * hidden * _BYTES, world_size, device)
+    link_s = num_bytes / device.link_bandwidth
     row_s = device.fused_row_s if kind == "fused" else device.all_reduce_row_s
-    latency_s = row_s + blocks * device.row_interference_s
-    return (
-        device.two_shot_start_s
-        + blocks * device.block_signal_s
-        + rows / blocks * max(blocks * link_s, latency_s)
-    )
+    start_s, signal_s = device.two_shot_start_s, device.block_signal_s
+    interference_s = device.row_interference_s
+    times_s = []
+    for num_sms in sms:
+        blocks = min(num_sms, rows)
+        rows_s = rows / blocks * row_s + rows * interference_s
+        times_s.append(start_s + blocks * signal_s + max(link_s, rows_s))
+    return times_s
+
+
+def one_shot_s(
+    kind: ReductionKind, num_tokens: int, hidden: int, world_size: int, device: Device
+) -> float:
+    """Return the time of a one-shot reduction by several ranks."""
+    num_bytes = num_tokens * hidden * _BYTES
+    link_s = (world_size - 1) * num_bytes / device.link_bandwidth
+    memory_s = 4 * num_bytes / device.memory_bandwidth if kind == "fused" else 0.0
+    return device.one_shot_start_s + link_s + memory_s
 
 
 def norm_s(num_tokens: int, hidden: int, device: Device) -> float:
@@ -76,7 +96,6 @@ def unfused_s(num_tokens: int, hidden: int, world_size: int, device: Device) -> 
     return reduce_s + norm_s(num_tokens, hidden, device)
 
 
-@lru_cache(maxsize=16384)
 def exposed_choice(
     num_tokens: int, hidden: int, world_size: int, device: Device
 ) -> ReductionChoice:

@@ -1,5 +1,6 @@
 """Why a pass is split where it is, in words and numbers. Pure."""
 
+from tokenfabric.kernel import num_waves
 from tokenweave.block_cost import BlockCosts
 from tokenweave.device import Device
 from tokenweave.split_plan import Prediction, SplitPlan
@@ -15,17 +16,13 @@ def split_reasons(
         f"{prediction.fused_only_s * 1e3:.3f} ms fused only, {prediction.unfused_s * 1e3:.3f} ms "
         f"with all-reduce and norm apart: {prediction.unfused_s / prediction.split_s:.2f}x",
     ]
-    for part in (0, 1):
-        whole, head, tail = (
-            costs.kernels(part, *bounds)
-            for bounds in ((0, plan.num_tokens), plan.tokens_of("head"), plan.tokens_of("tail"))
+    sizes = (plan.num_tokens, plan.boundary, plan.num_tokens - plan.boundary)
+    for name, tiling in costs.tilings().items():
+        whole, head, tail = (tiling.tiles(tokens) for tokens in sizes)
+        waves = [num_waves(tiles, device.num_sms) for tiles in (whole, head, tail)]
+        lines.append(
+            f"{name}: {whole} tiles in {waves[0]} waves, split {head} + {tail} in "
+            f"{waves[1]} + {waves[2]}"
         )
-        for kernels in zip(whole, head, tail, strict=True):
-            if kernels[0].tiles:
-                waves = [-(-kernel.tiles // device.num_sms) for kernel in kernels]
-                lines.append(
-                    f"{kernels[0].name}: {kernels[0].tiles} tiles in {waves[0]} waves, split "
-                    f"{kernels[1].tiles} + {kernels[2].tiles} in {waves[1]} + {waves[2]}"
-                )
     lines.append("it also pays with a slower link and with contention (split_cost.PESSIMISTIC)")
     return tuple(lines)

@@ -1,156 +1,171 @@
 """Tiles and waves of GEMMs, and where a batch is cut without a wave more. Pure.
 
-A GEMM [m, k] x [k, n] is cut in tiles; as many run at once as there are SMs, which is a wave. What
-is left over for the last wave costs as much as a whole one. Two halves of a batch need no more
+A GEMM [rows, k] x [k, n] is cut in tiles; as many run at once as there are SMs, which is a wave.
+What is left over for the last wave costs as much as a whole one. Two halves of a batch need no more
 waves than the batch if the head fills its waves:
 
     300 tiles on 132 SMs: 3 waves. 150 + 150: 2 + 2. 132 + 168: 1 + 2.
 
-A layer has several GEMMs, whose tiles do not agree on such a boundary: each counts with the time of
-its waves. The planner of whole passes (split.py) adds what a boundary means for attention and for
-the reductions.
+So a GEMM of W waves has at most W - 1 ranges of boundaries that add none: with w waves for the head
+and W - w for the tail, those from T - most_tokens(W - w) to most_tokens(w). A layer has several
+GEMMs: their ranges are intersected (equal_wave_ranges). What a boundary means for attention and for
+the reductions is in split_cost.py.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from math import inf
 
 from tokenfabric.kernel import Kernel, num_waves
 from tokenweave.device import Device, Tile
 
+_BYTES = 2
+"""Of an element: bf16."""
+
+Range = tuple[int, int]
+"""From and to, both included."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gemm:
-    """One GEMM of a layer without its rows: [m, k] x [k, n]."""
+    """One GEMM of a layer on one rank, without its tokens: [rows, k] x [k, n]."""
 
     name: str
     n: int
     k: int
-
-
-def num_tiles(m: int, n: int, tile: Tile) -> int:
-    """Return into how many tiles an [m, n] output is cut."""
-    return -(-m // tile.rows) * -(-n // tile.columns)
-
-
-def tile_s(k: int, tile: Tile, flops_per_sm: float, start_s: float) -> float:
-    """Return the time of one tile of an inner dimension k on one SM."""
-    return 2.0 * tile.rows * tile.columns * k / (flops_per_sm * tile.efficiency) + start_s
-
-
-@lru_cache(maxsize=16384)
-def choose_tile(m: int, n: int, k: int, device: Device) -> Tile:
-    """Return the tile in which a GEMM [m, k] x [k, n] takes least on the whole device."""
-
-    def time_s(tile: Tile) -> float:
-        waves = num_waves(num_tiles(m, n, tile), device.num_sms, device.wave_smoothing)
-        return waves * tile_s(k, tile, device.gemm_flops_per_sm, device.tile_start_s)
-
-    return min(device.tiles, key=time_s)
-
-
-@lru_cache(maxsize=16384)
-def gemm_kernel(m: int, n: int, k: int, device: Device, name: str = "gemm") -> Kernel:
-    """Return the launch of a bf16 GEMM [m, k] x [k, n] in the tiles that suit the whole device.
-
-    A library does not know which SMs are taken: it chooses for all of them.
-    """
-    tile = choose_tile(m, n, k, device)
-    return Kernel(
-        name=name,
-        start_s=device.gemm_start_s,
-        tiles=num_tiles(m, n, tile),
-        tile_s=tile_s(k, tile, device.gemm_flops_per_sm, device.tile_start_s),
-        wave_smoothing=device.wave_smoothing,
-        memory_s=2.0 * (m * k + k * n + m * n) / device.memory_bandwidth,
-    )
+    rows_per_token: int = 1
+    """Of experts: to how many of them a token goes."""
+    experts: int = 0
+    """Whose weights it is grouped over; 0: it has one matrix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WaveCount:
-    """The waves of a layer's GEMMs, unsplit and in two halves, one number for each GEMM."""
+class Tiling:
+    """A GEMM cut in tiles of one shape: strips of rows, each of so many tiles."""
 
-    whole: tuple[int, ...]
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
+    rows: int
+    """Of a strip."""
+    columns: int
+    """Tiles of a strip."""
+    rows_per_token: int = 1
+    experts: int = 0
 
-    @property
-    def extra(self) -> tuple[int, ...]:
-        """Waves that splitting adds to each GEMM."""
-        rows = zip(self.whole, self.head, self.tail, strict=True)
-        return tuple(head + tail - whole for whole, head, tail in rows)
+    def tiles(self, tokens: int) -> int:
+        """Return the number of tiles.
 
-    @property
-    def is_equal(self) -> bool:
-        """Whether no GEMM needs a wave more."""
-        return not any(self.extra)
+        A token's experts fall anywhere: the last strip of each is half full on average.
+        """
+        rows = tokens * self.rows_per_token
+        if rows < self.experts:
+            return rows * self.columns
+        return (-(-rows // self.rows) + self.experts // 2) * self.columns
 
-
-def count_waves(
-    gemms: Sequence[Gemm], tiles: Sequence[Tile], num_tokens: int, boundary: int, num_sms: int
-) -> WaveCount:
-    """Count the waves of GEMMs whose tiles are given, one for each, for a boundary."""
-
-    def waves(m: int) -> tuple[int, ...]:
-        pairs = zip(gemms, tiles, strict=True)
-        return tuple(-(-num_tiles(m, gemm.n, tile) // num_sms) for gemm, tile in pairs)
-
-    return WaveCount(
-        whole=waves(num_tokens), head=waves(boundary), tail=waves(num_tokens - boundary)
-    )
+    def most_tokens(self, waves: int, num_sms: int) -> int:
+        """Return for how many tokens so many waves suffice; 0 if for none."""
+        strips = waves * num_sms // self.columns
+        rows = (strips - self.experts // 2) * self.rows
+        if rows < self.experts:
+            rows = min(strips, self.experts - 1)
+        return rows // self.rows_per_token
 
 
-def extra_wave_s(
-    gemms: Sequence[Gemm],
-    tiles: Sequence[Tile],
-    num_tokens: int,
-    boundary: int,
-    device: Device,
-    num_sms: int,
-) -> float:
-    """Return the time of the waves that a boundary adds, over all GEMMs."""
-    count = count_waves(gemms, tiles, num_tokens, boundary, num_sms)
-    return sum(
-        extra * tile_s(gemm.k, tile, device.gemm_flops_per_sm, device.tile_start_s)
-        for extra, gemm, tile in zip(count.extra, gemms, tiles, strict=True)
-    )
+class TiledGemm:
+    """A GEMM on a device: how it is cut, and how long it takes for any number of tokens."""
+
+    def __init__(self, gemm: Gemm, device: Device) -> None:
+        """Work out what does not depend on the tokens."""
+        self.gemm = gemm
+        self._start_s, self._num_sms = device.gemm_start_s, device.num_sms
+        rate = device.expert_flops_per_sm if gemm.experts else device.gemm_flops_per_sm
+        tiles = (device.expert_tile,) if gemm.experts else device.tiles
+        self._cuts = tuple(_cut(gemm, tile, rate, device.tile_start_s) for tile in tiles)
+        element_s = _BYTES / device.memory_bandwidth
+        self._weights_s, self._row_s = gemm.k * gemm.n * element_s, (gemm.k + gemm.n) * element_s
+
+    def tiling(self, tokens: int) -> Tiling:
+        """Return the cut that takes least on the whole device.
+
+        A library does not know which SMs are taken: it chooses for all of them.
+        """
+        return self._best_cut(tokens)[0]
+
+    def work(self, tokens: int) -> tuple[int, float, float]:
+        """Return the number of tiles, the time of one, and the time that memory needs for all."""
+        _, tiles, tile_s = self._best_cut(tokens)
+        rows, experts = tokens * self.gemm.rows_per_token, self.gemm.experts
+        matrices = min(experts, rows) if experts else 1
+        return tiles, tile_s, matrices * self._weights_s + rows * self._row_s
+
+    def kernel(self, tokens: int) -> Kernel:
+        """Return the launch."""
+        tiles, tile_s, memory_s = self.work(tokens)
+        return Kernel(
+            name=self.gemm.name,
+            start_s=self._start_s,
+            tiles=tiles,
+            tile_s=tile_s,
+            memory_s=memory_s,
+        )
+
+    def _best_cut(self, tokens: int) -> tuple[Tiling, int, float]:
+        num_sms, least_s = self._num_sms, inf
+        for tiling, tile_s in self._cuts:
+            tiles = tiling.tiles(tokens)
+            time_s = -(-tiles // num_sms) * tile_s
+            if time_s < least_s:
+                best, least_s = (tiling, tiles, tile_s), time_s
+        return best
 
 
-def whole_wave_boundary(
-    gemms: Sequence[Gemm],
-    tiles: Sequence[Tile],
-    num_tokens: int,
-    device: Device,
-    *,
-    num_sms: int | None = None,
-    boundaries: Iterable[int] | None = None,
-) -> int | None:
-    """Return the boundary that adds the least time in waves; of equal ones that nearest the middle.
-
-    Adds no wave at all wherever that can be done.
+def equal_wave_ranges(tilings: Sequence[Tiling], num_tokens: int, num_sms: int) -> list[Range]:
+    """Return all boundaries with which no GEMM needs a wave more than the whole batch.
 
     Args:
-        gemms: the GEMMs of a layer on one rank.
-        tiles: the tile of each.
-        num_tokens: rows of the whole batch.
-        device: whose rates weight the waves.
-        num_sms: SMs that compute; all if None.
-        boundaries: what to choose from; if None all that matter: no wave count changes between
-            multiples of a tile's rows, counted from either end.
-
-    Returns:
-        Tokens of the head; None where there is nothing to choose from.
+        tilings: how each GEMM of the whole batch is cut; the halves are counted in the same tiles.
+        num_tokens: of the batch.
+        num_sms: that compute.
     """
-    if boundaries is None:
-        heights = {tile.rows for tile in tiles}
-        steps = {row for rows in heights for row in range(rows, num_tokens, rows)}
-        boundaries = steps | {num_tokens - row for row in steps}
-    best: tuple[float, int, int] | None = None
-    for boundary in boundaries:
-        if 0 < boundary < num_tokens:
-            added_s = extra_wave_s(
-                gemms, tiles, num_tokens, boundary, device, num_sms or device.num_sms
-            )
-            candidate = (added_s, abs(2 * boundary - num_tokens), boundary)
-            best = candidate if best is None else min(best, candidate)
-    return None if best is None else best[2]
+    found = [(1, num_tokens - 1)] if num_tokens > 1 else []
+    for tiling in set(tilings):
+        found = _intersection(found, _equal_waves(tiling, num_tokens, num_sms))
+    return found
+
+
+def is_within(boundary: int, ranges: list[Range]) -> bool:
+    """Return whether a boundary is in one of the ranges, which are in order."""
+    index = bisect_left(ranges, (boundary + 1, 0)) - 1
+    return index >= 0 and boundary <= ranges[index][1]
+
+
+def _equal_waves(tiling: Tiling, num_tokens: int, num_sms: int) -> list[Range]:
+    waves = num_waves(tiling.tiles(num_tokens), num_sms)
+    most = [tiling.most_tokens(count, num_sms) for count in range(1, waves)]
+    ranges = zip((num_tokens - it for it in reversed(most)), most, strict=True)
+    return [(low, high) for low, high in ranges if low <= high]
+
+
+def _intersection(ours: list[Range], theirs: list[Range]) -> list[Range]:
+    """Return what is in both lists of ranges, which are in order and apart."""
+    found, left, right = [], 0, 0
+    while left < len(ours) and right < len(theirs):
+        low = max(ours[left][0], theirs[right][0])
+        high = min(ours[left][1], theirs[right][1])
+        if low <= high:
+            found.append((low, high))
+        if ours[left][1] < theirs[right][1]:
+            left += 1
+        else:
+            right += 1
+    return found
+
+
+def _cut(gemm: Gemm, tile: Tile, flops_per_sm: float, start_s: float) -> tuple[Tiling, float]:
+    tiling = Tiling(
+        rows=tile.rows,
+        columns=-(-gemm.n // tile.columns),
+        rows_per_token=gemm.rows_per_token,
+        experts=gemm.experts,
+    )
+    flops = 2.0 * tile.rows * tile.columns * gemm.k
+    return tiling, flops / (flops_per_sm * tile.efficiency) + start_s

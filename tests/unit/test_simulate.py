@@ -33,8 +33,6 @@ def test_waves_are_those_of_the_paper() -> None:
     assert num_waves(300, 132) == 3
     assert 2 * num_waves(150, 132) == 4
     assert num_waves(132, 132) + num_waves(168, 132) == 3
-    assert num_waves(300, 132, smoothing=1.0) == pytest.approx(300 / 132)
-    assert num_waves(5, 132, smoothing=1.0) == 1.0
 
 
 def test_reduction_takes_its_sms_while_it_runs() -> None:

@@ -9,18 +9,22 @@ from hypothesis import strategies as st
 
 from benchmarks.bench_split_plans import COSTS, gain
 from tokenfabric.errors import ConfigError
+from tokenfabric.kernel import num_waves
 from tokenfabric.simulate import simulate
 from tokenweave.batch import Batch
+from tokenweave.block_cost import BlockCosts
+from tokenweave.device import Device
 from tokenweave.device_tables import device_names, load_device, published_models
 from tokenweave.split import plan_split
 from tokenweave.split_cost import NOMINAL, PESSIMISTIC, PassCosts
-from tokenweave.split_plan import EMBEDDING, SplitPlan
+from tokenweave.split_plan import EMBEDDING, ReductionChoice, SplitPlan
 from tokenweave.stage_work import FusedWork, machine_of
-from tokenweave.waves import Gemm, choose_tile, count_waves, gemm_kernel, whole_wave_boundary
+from tokenweave.waves import Gemm, Range, TiledGemm, Tiling, equal_wave_ranges, is_within
 
 H100 = load_device("h100")
 MODELS = published_models()
 LLAMA = MODELS["Llama-3.3-70B-Instruct"]
+GPUS = [name for name in device_names() if load_device(name).has_streams]
 model_names = st.sampled_from(sorted(MODELS))
 
 
@@ -29,33 +33,64 @@ def plan_of(tokens: int, model: str = "Llama-3.3-70B-Instruct", **options: objec
     return plan_split(tokens, **arguments)  # type: ignore[arg-type]
 
 
-def test_whole_waves_where_there_are_any() -> None:
-    """300 tiles are cut at 132 or 168; exhaustively, no wave is added wherever that can be."""
-    tile = H100.tiles[3]
-    assert tile.rows == tile.columns == 128
-    gemm = Gemm(name="g", n=128, k=4096)
-    boundary = whole_wave_boundary([gemm], [tile], 300 * 128, H100)
-    assert boundary is not None
-    assert count_waves([gemm], [tile], 300 * 128, boundary, 132).is_equal
-    two = [gemm, Gemm(name="h", n=640, k=1024)]
-    for tokens in range(128, 128 * 60, 353):
-        found = whole_wave_boundary(two, [tile, tile], tokens, H100)
-        exists = any(
-            count_waves(two, [tile, tile], tokens, it, 132).is_equal for it in range(1, tokens)
-        )
-        is_equal = found is not None and count_waves(two, [tile, tile], tokens, found, 132).is_equal
-        assert is_equal == exists, tokens
+def adds_no_wave(tiling: Tiling, tokens: int, boundary: int, num_sms: int) -> bool:
+    waves = [
+        num_waves(tiling.tiles(part), num_sms) for part in (tokens, boundary, tokens - boundary)
+    ]
+    return waves[0] == waves[1] + waves[2]
+
+
+def test_whole_waves_of_the_paper() -> None:
+    """300 tiles on 132 SMs are cut at 132 or 168."""
+    tiling = Tiling(rows=1, columns=1)
+    assert equal_wave_ranges([tiling], 300, 132) == [(36, 132), (168, 264)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 500),
+    num_sms=st.integers(1, 40),
+    tilings=st.lists(
+        st.builds(
+            Tiling,
+            rows=st.integers(1, 32),
+            columns=st.integers(1, 50),
+            rows_per_token=st.integers(1, 4),
+            experts=st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_equal_wave_ranges_hold_all_such_boundaries(
+    tokens: int, num_sms: int, tilings: list[Tiling]
+) -> None:
+    """Exhaustively: a boundary is in a range exactly if no GEMM needs a wave more."""
+    ranges = equal_wave_ranges(tilings, tokens, num_sms)
+    for boundary in range(1, tokens):
+        expected = all(adds_no_wave(it, tokens, boundary, num_sms) for it in tilings)
+        assert is_within(boundary, ranges) == expected, boundary
 
 
 @pytest.mark.parametrize("m", [1, 127, 128, 4096])
 def test_gemm_takes_its_best_tile(m: int) -> None:
     """No other shape is faster on the whole device, and memory is a floor."""
-    kernel = gemm_kernel(m, 7168, 8192, H100)
+    gemm = Gemm(name="g", n=7168, k=8192)
+    kernel = TiledGemm(gemm, H100).kernel(m)
     for tile in H100.tiles:
-        only = gemm_kernel(m, 7168, 8192, replace(H100, tiles=(tile,)))
-        assert kernel.work_s(132) <= only.work_s(132) * (1 + 1e-12)
-    assert choose_tile(m, 7168, 8192, H100) in H100.tiles
+        only = TiledGemm(gemm, replace(H100, tiles=(tile,))).kernel(m)
+        assert kernel.work_s(132) <= only.work_s(132)
     assert kernel.work_s(132) >= 2 * 7168 * 8192 / H100.memory_bandwidth
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_costs_are_those_of_the_kernels(model: str) -> None:
+    """What the planner adds up is what the simulator is given to run."""
+    blocks = BlockCosts(MODELS[model], 8, H100, Batch([100, 3000], 50))
+    for part, (start, stop) in itertools.product((0, 1), ((0, 3), (3, 100), (0, 3100))):
+        kernels = blocks.kernels(part, start, stop)
+        expected = [sum(it.duration_s(num_sms) for it in kernels) for num_sms in (132, 116)]
+        assert blocks.block_s(part, start, stop, (132, 116)) == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,29 +141,54 @@ def test_pieces_cover_a_batch_once(batch: int, width: int, data: st.DataObject) 
     assert sum(piece.num_tokens for piece in head) == boundary
 
 
-CASES = [
-    (tokens, model, device)
-    for tokens in (1024, 1500, 2048, 3000, 4096, 8192)
-    for model, device in (
-        ("Llama-3.3-70B-Instruct", "h100"),
-        ("Mixtral-8x22B-Instruct-v0.1", "h100"),
-        ("Qwen3-32B", "a100"),
-    )
-]
+def brute_force(
+    costs: PassCosts, tokens: int, device: Device
+) -> tuple[float, list[Range], dict[int, float]]:
+    """Return the least time of all boundaries that can matter, and the ranges without a wave more.
+
+    Between two ends of strips nothing changes but what is proportional to tokens: some are taken
+    from there.
+    """
+    ranges = equal_wave_ranges(tuple(costs.blocks.tilings().values()), tokens, device.num_sms)
+    strips = range(128, tokens, 128)
+    some = range(max(1, tokens // 200), tokens, max(1, tokens // 200))
+    boundaries = {*strips, *(tokens - it for it in strips), *some}
+    boundaries |= {end for it in ranges for end in it}
+    times_s = {it: costs.best_split(it).time_s for it in boundaries}
+    return min(times_s.values()), ranges, times_s
 
 
-@pytest.mark.parametrize(("tokens", "model", "device"), CASES)
-def test_boundary_is_near_the_best_of_all(tokens: int, model: str, device: str) -> None:
-    """Within 1 % of every boundary, tried with the same budgets of SMs."""
-    plan = plan_of(tokens, model, device=load_device(device))
-    costs = PassCosts(MODELS[model], 8, load_device(device), Batch([tokens]))
-    if not plan.is_split:
-        return
-    chosen_s = costs.split_s(plan)
-    step = max(1, tokens // 400)
-    others = {*range(step, tokens, step), *range(64, tokens, 64)}
-    best_s = min(costs.split_s(replace(plan, boundary=it)) for it in others)
-    assert chosen_s <= best_s * 1.01
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    tokens=st.one_of(
+        st.integers(256, 6000), st.integers(256, 65536), st.integers(2, 128).map(128 .__mul__)
+    ),
+    model=model_names, device=st.sampled_from(GPUS), ranks=st.sampled_from([2, 4, 8]),
+)  # fmt: skip
+def test_boundary_is_the_best_of_all(tokens: int, model: str, device: str, ranks: int) -> None:
+    """Within 1 % of brute force, and without a wave more wherever such a boundary is."""
+    rates = load_device(device)
+    plan = plan_of(tokens, model, device=rates, world_size=ranks)
+    if plan.is_split:
+        costs = PassCosts(MODELS[model], ranks, rates, Batch([tokens]))
+        best_s, ranges, times_s = brute_force(costs, tokens, rates)
+        limit_s = best_s * 1.01
+        assert costs.split_s(plan) <= limit_s
+        if any(time_s <= limit_s and is_within(it, ranges) for it, time_s in times_s.items()):
+            assert is_within(plan.boundary, ranges)
+
+
+def test_budgets_of_a_plan_are_its_best() -> None:
+    """No other SMs for any of the four reductions of a layer make the pass shorter."""
+    costs = PassCosts(LLAMA, 8, H100, Batch([8192]))
+    plan = plan_of(8192)
+    choices = [ReductionChoice(algorithm="two_shot", num_sms=it) for it in H100.reduction_sms]
+    for combination in itertools.product(choices, repeat=4):
+        parts = tuple(
+            replace(part, reductions=combination[2 * index : 2 * index + 2])
+            for index, part in enumerate(plan.parts)
+        )
+        assert costs.split_s(replace(plan, parts=parts)) >= costs.split_s(plan) * (1 - 1e-12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -176,12 +236,14 @@ def test_boundary_between_sequences_comes_first() -> None:
     assert plan.boundary % 4096 == 0
 
 
-@pytest.mark.parametrize("alignment", [16, 100, 512])
+@pytest.mark.parametrize("alignment", [16, 100, 512, 6000])
 def test_boundary_inside_a_sequence_keeps_its_alignment(alignment: int) -> None:
     """Positions count from the start of the sequence, cached tokens included."""
-    plan = plan_of(8192, batch=Batch([8192], 1000), alignment=alignment)
-    assert plan.is_split
-    assert (plan.boundary + 1000) % alignment == 0
+    for lengths, past in (([8192], 1000), ([3000, 5192], 700)):
+        plan = plan_of(8192, batch=Batch(lengths, past), alignment=alignment)
+        inside = plan.boundary - (3000 if len(lengths) == 2 and plan.boundary >= 3000 else 0)
+        assert plan.is_split
+        assert inside == 0 or (inside + past) % alignment == 0
 
 
 def test_attended_keys_are_counted() -> None:
