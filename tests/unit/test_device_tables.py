@@ -31,6 +31,14 @@ def test_every_device_has_a_source_for_every_number() -> None:
         assert all(len(source) > 3 for source in sources(name).values())
 
 
+def test_every_model_has_a_source() -> None:
+    """All sizes of a model come from a config.json that is named, and were compared once more."""
+    models = json.loads((files("tokenweave.tables") / "models.json").read_text())["models"]
+    for name, entry in models.items():
+        assert "config.json" in entry["source"], name
+        assert len(entry["checked"]) > 3, name
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
