@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.bench_command import bench
 from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher, run_with
 from launch.options import (
     Dtype,
@@ -214,6 +215,7 @@ def verify(
 
 
 app.command()(train)
+app.command()(bench)
 
 
 @app.command()

@@ -25,6 +25,15 @@ Alignment = Annotated[
     int, typer.Option(min=1, help="Positions that a split inside a sequence is a multiple of.")
 ]
 
+DeviceTable = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file of tables measured by `tokenfabric bench --tune`; the entry of --gpu and "
+        "--tp is taken.",
+        show_default=False,
+    ),
+]
+
 
 def add_plan_commands(app: typer.Typer) -> None:
     """Give an application the commands."""
@@ -40,6 +49,7 @@ def plan(
     batch: BatchSize = 1,
     past: Past = 0,
     alignment: Alignment = 1,
+    device_table: DeviceTable = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say why, and where each number comes from.")
     ] = False,
@@ -49,7 +59,14 @@ def plan(
     from launch.recipes.plan import PlanRequest, run_plan
 
     request = PlanRequest(
-        model=model, gpu=gpu, ranks=tp, tokens=tokens, batch=batch, past=past, alignment=alignment
+        model=model,
+        gpu=gpu,
+        ranks=tp,
+        tokens=tokens,
+        batch=batch,
+        past=past,
+        alignment=alignment,
+        device_table=device_table,
     )
     run_plan(ConsoleReporter(), request, explain=explain)
 
@@ -63,12 +80,20 @@ def trace(
     batch: BatchSize = 1,
     past: Past = 0,
     alignment: Alignment = 1,
+    device_table: DeviceTable = None,
 ) -> None:
     """Write a simulated forward pass as a trace for Perfetto, with its overlap ratio."""
     from launch.console import ConsoleReporter
     from launch.recipes.plan import PlanRequest, run_trace
 
     request = PlanRequest(
-        model=model, gpu=gpu, ranks=tp, tokens=tokens, batch=batch, past=past, alignment=alignment
+        model=model,
+        gpu=gpu,
+        ranks=tp,
+        tokens=tokens,
+        batch=batch,
+        past=past,
+        alignment=alignment,
+        device_table=device_table,
     )
     run_trace(ConsoleReporter(), request, output)

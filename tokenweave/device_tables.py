@@ -38,6 +38,7 @@ def _number(kind: Any) -> Any:
     return create_model("Sourced", __base__=_Strict, value=(kind, ...), source=(str, ...))
 
 
+@lru_cache(maxsize=1)
 def _numbers() -> type[BaseModel]:
     fields: dict[str, Any] = {
         name: (_number(_PLAIN.get(name, float)), ...)
@@ -63,7 +64,7 @@ def load_device(name: str) -> Device:
     known = device_names()
     if name.lower() not in known:
         raise ConfigError(f"no table for device {name!r}; there are {', '.join(known)}")
-    return parse_device((files("tokenweave.tables") / f"{name.lower()}.json").read_text())
+    return parse_device(_text(name))
 
 
 def parse_device(text: str) -> Device:
@@ -82,11 +83,16 @@ def parse_device(text: str) -> Device:
     return Device(name=str(table["name"]), **numbers)
 
 
+def table_of(name: str) -> dict[str, Any]:
+    """Return the numbers of a device's table by name: each {"value", "source"}."""
+    load_device(name)
+    numbers: dict[str, Any] = _read(_text(name))["numbers"]
+    return numbers
+
+
 def sources(name: str) -> dict[str, str]:
     """Return the source of every number of a device's table."""
-    load_device(name)
-    table = _read((files("tokenweave.tables") / f"{name.lower()}.json").read_text())
-    return {key: number["source"] for key, number in table["numbers"].items()}
+    return {key: number["source"] for key, number in table_of(name).items()}
 
 
 @lru_cache(maxsize=1)
@@ -121,6 +127,10 @@ def load_model_shape(model: str) -> ModelShape:
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {_first_line(error)}") from None
     return ModelShape.from_config(config, path.resolve().parent.name)
+
+
+def _text(name: str) -> str:
+    return (files("tokenweave.tables") / f"{name.lower()}.json").read_text()
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tokenweave.model_shape import ModelShape
 from tokenweave.split import plan_split
 from tokenweave.split_plan import SplitPlan
 from tokenweave.stage_work import FusedWork, machine_of
+from tokenweave.tuned_tables import read_tuned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,12 +34,16 @@ class PlanRequest:
     past: int = 0
     """Tokens of each that are cached."""
     alignment: int = 1
+    device_table: Path | None = None
+    """A file of measured tables (tokenweave/tuned_tables.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Planned:
     shape: ModelShape
     device: Device
+    sources: dict[str, str]
+    """Of the device's numbers."""
     plan: SplitPlan
     timeline: Timeline
 
@@ -54,10 +59,10 @@ def run_plan(reporter: Reporter, request: PlanRequest, *, explain: bool) -> None
     Raises:
         ConfigError: the model, the device or a number cannot be.
     """
-    planned = _planned(request)
+    planned = _planned(reporter, request)
     if explain:
         reporter.text(planned.plan.explain() + "\n")
-        for number, source in sources(request.gpu).items():
+        for number, source in planned.sources.items():
             reporter.note(f"{number}: {source}")
     reporter.table(_table(request, planned))
 
@@ -68,7 +73,7 @@ def run_trace(reporter: Reporter, request: PlanRequest, output: Path) -> None:
     Raises:
         ConfigError: as run_plan, or the file cannot be written.
     """
-    planned = _planned(request)
+    planned = _planned(reporter, request)
     name = f"{planned.shape.name}, {request.ranks} x {planned.device.name}, simulated"
     try:
         output.write_text(trace_json(planned.timeline, name))
@@ -78,13 +83,14 @@ def run_trace(reporter: Reporter, request: PlanRequest, output: Path) -> None:
     reporter.note(f"wrote {output}: open it in Perfetto or in chrome://tracing")
 
 
-def _planned(request: PlanRequest) -> _Planned:
+def _planned(reporter: Reporter, request: PlanRequest) -> _Planned:
     if request.tokens < 1 or request.batch < 1 or request.tokens % request.batch:
         raise ConfigError(
             f"{request.tokens} tokens are no {request.batch} sequences of one length: pass a "
             "multiple"
         )
-    shape, device = load_model_shape(request.model), load_device(request.gpu)
+    shape = load_model_shape(request.model)
+    device, where = _device(reporter, request)
     lengths = (request.tokens // request.batch,) * request.batch
     batch = Batch(lengths, request.past)
     plan = plan_split(
@@ -97,7 +103,31 @@ def _planned(request: PlanRequest) -> _Planned:
     )
     schedule = plan.lower(FusedWork(shape, request.ranks, device, batch))
     timeline = simulate(schedule, machine_of(device))
-    return _Planned(shape=shape, device=device, plan=plan, timeline=timeline)
+    return _Planned(shape=shape, device=device, sources=where, plan=plan, timeline=timeline)
+
+
+def _device(reporter: Reporter, request: PlanRequest) -> tuple[Device, dict[str, str]]:
+    """Return the device and the sources of its numbers."""
+    device = load_device(request.gpu)
+    if request.device_table is not None:
+        tables = [
+            it
+            for it in read_tuned(request.device_table).tables
+            if (it.base, it.key.world_size) == (device.name, request.ranks)
+        ]
+        if len(tables) > 1:
+            raise ConfigError(
+                f"{request.device_table} has several tables of {device.name} and {request.ranks} "
+                f"ranks: {'; '.join(str(it.key) for it in tables)}. Keep the one that is meant"
+            )
+        if tables:
+            numbers = tables[0].numbers
+            return tables[0].device(), {name: it["source"] for name, it in numbers.items()}
+        reporter.note(
+            f"{request.device_table} has no table of {device.name} and {request.ranks} ranks: "
+            "planned with the one that comes with tokenfabric"
+        )
+    return device, sources(request.gpu)
 
 
 def _table(request: PlanRequest, planned: _Planned) -> Table:

@@ -5,6 +5,7 @@ import typer
 from launch.cli import app
 
 OPTIONS = {
+    "bench": "--dtype --no-pin --output --pin --ranks --seconds --threads --timeout-s --tune",
     "demo": "--dtype --max-new-tokens --model --no-pin --pin --prompt --ranks --seconds --threads "
     "--timeout-s",
     "doctor": "--json",
@@ -14,8 +15,8 @@ OPTIONS = {
     "--eval-rows --keep-checkpoints --launcher --learning-rate --max-gradient-norm --max-restarts "
     "--min-learning-rate --model --no-pin --no-recompute --nodes --output --pin --recompute --ring "
     "--rows-per-step --seed --steps --threads --timeout-s --warmup-steps --weight-decay",
-    "plan": "--alignment --batch --explain --gpu --model --past --tokens --tp",
-    "trace": "--alignment --batch --gpu --model --output --past --tokens --tp",
+    "plan": "--alignment --batch --device-table --explain --gpu --model --past --tokens --tp",
+    "trace": "--alignment --batch --device-table --gpu --model --output --past --tokens --tp",
     "verify": "--attention --causal --dtype --head-dim --heads --kv-heads --max-new-tokens --model "
     "--no-causal --no-pin --partition --pin --ranks --ring --softcap --strategy --threads "
     "--timeout-s --tokens --window",

@@ -7,7 +7,9 @@ import pytest
 
 from launch.recipes.plan import PlanRequest, run_plan, run_trace
 from launch.report import Table
+from tests.unit.test_tuned_tables import entry
 from tokenfabric.errors import ConfigError
+from tokenweave.tuned_tables import MachineKey, write_tuned
 
 
 class Heard:
@@ -49,6 +51,23 @@ def test_plan_is_shown_and_explained() -> None:
     run_plan(quiet, request(tokens=1), explain=False)
     assert dict(quiet.tables[0].rows)["plan"] == "fused only"
     assert not quiet.texts
+
+
+def test_measured_table_is_used_where_there_is_one(tmp_path: Path) -> None:
+    """The entry of the GPU and of so many ranks; without one that is said, and never another."""
+    path = tmp_path / "tables.json"
+    key = MachineKey(processor="NVIDIA H100", world_size=8, threads=1, dtype="bf16")
+    write_tuned(path, entry(key, "h100", link_bandwidth=1e15))
+    heard, plain = Heard(), Heard()
+    run_plan(heard, request(device_table=path), explain=True)
+    assert "link_bandwidth: measured" in heard.notes
+    assert "tuned" in heard.tables[0].title
+    run_plan(plain, request(device_table=path, ranks=4), explain=False)
+    assert "no table of h100 and 4 ranks" in plain.notes[0]
+    assert "tuned" not in plain.tables[0].title
+    write_tuned(path, entry(key.model_copy(update={"dtype": "fp32"}), "h100"))
+    with pytest.raises(ConfigError, match="several tables"):
+        run_plan(Heard(), request(device_table=path), explain=False)
 
 
 def test_trace_is_written(tmp_path: Path) -> None:
