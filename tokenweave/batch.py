@@ -35,6 +35,7 @@ class Batch:
         """First token of each sequence in the flattened batch, and the end."""
         self.num_tokens = self.starts[-1]
         self._hash = hash((self.lengths, self.past))
+        self._sums: dict[int | None, tuple[list[int], list[int], list[int]]] = {}
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -57,17 +58,34 @@ class Batch:
 
     def attention(self, start: int, stop: int, window: int | None) -> "AttentionWork":
         """Return what the queries of flattened tokens [start, stop) see, themselves included."""
-        pairs = keys = longest = 0
-        index = bisect_right(self.starts, start) - 1
-        while index < len(self.lengths) and self.starts[index] < stop:
-            first = max(start, self.starts[index]) - self.starts[index] + self.past[index]
-            end = min(stop, self.starts[index + 1]) - self.starts[index] + self.past[index]
-            seen = _seen(end, window) - _seen(first, window)
-            width = end if window is None else min(end, window + end - first)
-            pairs, keys = pairs + seen, keys + width
-            longest = max(longest, end if window is None else min(end, window))
-            index += 1
-        return AttentionWork(pairs=pairs, keys=keys, longest=longest)
+        if start >= stop:
+            return AttentionWork(pairs=0, keys=0, longest=0)
+        starts, past = self.starts, self.past
+        first, last = bisect_right(starts, start) - 1, bisect_right(starts, stop - 1) - 1
+        offset = past[first] - starts[first]
+        if first == last:
+            return _attention(start + offset, stop + offset, window)
+        head = _attention(start + offset, starts[first + 1] + offset, window)
+        tail = _attention(past[last], stop - starts[last] + past[last], window)
+        pairs, keys, longest = self._whole(window)
+        return AttentionWork(
+            pairs=head.pairs + tail.pairs + pairs[last] - pairs[first + 1],
+            keys=head.keys + tail.keys + keys[last] - keys[first + 1],
+            longest=max(head.longest, tail.longest, *longest[first + 1 : last]),
+        )
+
+    def _whole(self, window: int | None) -> tuple[list[int], list[int], list[int]]:
+        """Return sums over the sequences before each, of pairs and keys, and each one's longest."""
+        found = self._sums.get(window)
+        if found is None:
+            ends = zip(self.past, self.lengths, strict=True)
+            each = [_attention(past, past + length, window) for past, length in ends]
+            found = self._sums[window] = (
+                [0, *accumulate(it.pairs for it in each)],
+                [0, *accumulate(it.keys for it in each)],
+                [it.longest for it in each],
+            )
+        return found
 
 
 class AttentionWork(NamedTuple):
@@ -81,8 +99,19 @@ class AttentionWork(NamedTuple):
     """Keys that the last query sees, of the sequence where it is most."""
 
 
-def _seen(tokens: int, window: int | None) -> int:
+def _attention(first: int, end: int, window: int | None) -> AttentionWork:
+    """Return what positions [first, end) of one sequence see."""
+    if window is None:
+        return AttentionWork((end * (end + 1) - first * (first + 1)) // 2, end, end)
+    return AttentionWork(
+        pairs=_seen(end, window) - _seen(first, window),
+        keys=min(end, window + end - first),
+        longest=min(end, window),
+    )
+
+
+def _seen(tokens: int, window: int) -> int:
     """Return the pairs of the first `tokens` tokens of a sequence."""
-    if window is None or tokens <= window:
+    if tokens <= window:
         return tokens * (tokens + 1) // 2
     return window * (window + 1) // 2 + (tokens - window) * window

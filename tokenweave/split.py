@@ -6,7 +6,8 @@ The plan is split only where that pays with the device's rates *and* with pessim
 a link or a contention that is worse than expected does not turn a gain into a loss.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from tokenfabric.errors import ConfigError
 from tokenweave.batch import Batch
 from tokenweave.device import Device
 from tokenweave.model_shape import ModelShape
-from tokenweave.split_cost import NOMINAL, PART_NAMES, PESSIMISTIC, PassCosts, SplitCost
+from tokenweave.split_cost import PART_NAMES, PESSIMISTIC, PassCosts, SplitCost
 from tokenweave.split_plan import PartPlan, Prediction, SplitKind, SplitPlan
 from tokenweave.split_reasons import split_reasons
 from tokenweave.waves import Range, equal_wave_ranges, is_within
@@ -95,18 +96,25 @@ class _Planner:
         best = self._best()
         if best is None:
             return self._unsplit("fused_only", None, "no boundary is allowed")
-        plan = self._costs.plan_of(best)
-        for costs, name in ((NOMINAL, "expected"), (PESSIMISTIC, "pessimistic")):
-            split_s, whole_s = self._costs.split_s(plan, costs), self._costs.whole_s("fused", costs)
+        plan, expected = self._costs.plan_of(best), self._prediction(best.time_s)
+        for name, split_s, whole_s in self._comparisons(plan, expected):
             if split_s >= whole_s:
                 reason = (
                     f"splitting at {best.boundary} would take {_ms(split_s)} with {name} costs, "
                     f"not splitting {_ms(whole_s)}"
                 )
                 return self._unsplit("fused_only", best.time_s, reason)
-        prediction = self._prediction(best.time_s)
-        reasons = split_reasons(plan, prediction, self._costs.blocks, self._device)
-        return replace(plan, prediction=prediction, reasons=reasons)
+        reasons = split_reasons(plan, expected, self._costs.blocks, self._device)
+        return replace(plan, prediction=expected, reasons=reasons)
+
+    def _comparisons(
+        self, plan: SplitPlan, expected: Prediction
+    ) -> Iterator[tuple[str, float, float]]:
+        """Yield by what costs, how long the plan takes and how long all tokens at once."""
+        assert expected.split_s is not None
+        yield "expected", expected.split_s, expected.fused_only_s
+        whole_s = self._costs.whole_s("fused", PESSIMISTIC)
+        yield "pessimistic", self._costs.split_s(plan, PESSIMISTIC), whole_s
 
     def _no_gain_possible(self) -> str:
         """Return why not even reductions for nothing would pay for a second launch of each kernel;
@@ -124,8 +132,9 @@ class _Planner:
     def _best(self) -> SplitCost | None:
         tokens, strip = self._num_tokens, max(tile.rows for tile in self._device.tiles)
         stride = strip * -(-tokens // (strip * _FIRST_LOOK))
-        starts = sorted(self._batch.starts[1:-1], key=lambda it: abs(2 * it - tokens))
-        self._try(starts[:_FEW])
+        starts = self._batch.starts
+        middle = bisect_left(starts, tokens // 2)
+        self._try(starts[max(0, middle - _FEW // 2) : middle + _FEW // 2])
         self._try_both([tokens // 2, *range(stride, tokens // 2, stride)])
         if not self._tried:
             return None

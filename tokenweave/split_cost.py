@@ -115,7 +115,7 @@ class PassCosts:
     def whole_s(self, kind: Literal["fused", "unfused"], costs: Costs = NOMINAL) -> float:
         """Return the time of the pass with all tokens at once, fused or not."""
         tokens, hidden, layers = self._num_tokens, self._shape.hidden, self._shape.num_layers
-        device = self._device.with_link(costs.link) if costs.link != 1.0 else self._device
+        device = _present(self._device, costs.link)
         if kind == "fused":
             one_s = self._reduce_s(self.exposed(tokens), tokens, device)
         else:
@@ -146,7 +146,7 @@ class PassCosts:
     def split_s(self, plan: SplitPlan, costs: Costs = NOMINAL) -> float:
         """Return the time of a split plan."""
         boundary, tokens = plan.boundary, self._num_tokens
-        device = self._device.with_link(costs.link) if costs.link != 1.0 else self._device
+        device = _present(self._device, costs.link)
         (attention_head, attention_tail), (mlp_head, mlp_tail) = (
             part.reductions for part in plan.parts
         )
@@ -196,6 +196,11 @@ class PassCosts:
 
     def _reduce_s(self, choice: ReductionChoice, tokens: int, device: Device) -> float:
         return reduction_s("fused", choice, tokens, self._shape.hidden, self._world_size, device)
+
+
+@lru_cache(maxsize=32)
+def _present(device: Device, link: float) -> Device:
+    return device if link == 1.0 else device.with_link(link)
 
 
 def _least_phase(beside_s: Sequence[float], block_s: Sequence[float]) -> tuple[float, int]:

@@ -80,6 +80,7 @@ class TiledGemm:
         rate = device.expert_flops_per_sm if gemm.experts else device.gemm_flops_per_sm
         tiles = (device.expert_tile,) if gemm.experts else device.tiles
         self._cuts = tuple(_cut(gemm, tile, rate, device.tile_start_s) for tile in tiles)
+        self._shapes = tuple((it.rows, it.columns, tile_s) for it, tile_s in self._cuts)
         element_s = _BYTES / device.memory_bandwidth
         self._weights_s, self._row_s = gemm.k * gemm.n * element_s, (gemm.k + gemm.n) * element_s
 
@@ -88,12 +89,22 @@ class TiledGemm:
 
         A library does not know which SMs are taken: it chooses for all of them.
         """
-        return self._best_cut(tokens)[0]
+        tiles, tile_s, _ = self.work(tokens)
+        return next(it for it, one_s in self._cuts if (it.tiles(tokens), one_s) == (tiles, tile_s))
 
     def work(self, tokens: int) -> tuple[int, float, float]:
-        """Return the number of tiles, the time of one, and the time that memory needs for all."""
-        _, tiles, tile_s = self._best_cut(tokens)
-        rows, experts = tokens * self.gemm.rows_per_token, self.gemm.experts
+        """Return the number of tiles, the time of one, and the time that memory needs for all.
+
+        In the cut that takes least. A planner asks some hundred times: Tiling.tiles, written out.
+        """
+        experts, num_sms = self.gemm.experts, self._num_sms
+        rows = tokens * self.gemm.rows_per_token
+        tiles, tile_s, least_s = 0, 0.0, inf
+        for height, columns, one_s in self._shapes:
+            strips = rows if rows < experts else -(-rows // height) + experts // 2
+            time_s = -(-strips * columns // num_sms) * one_s
+            if time_s < least_s:
+                tiles, tile_s, least_s = strips * columns, one_s, time_s
         matrices = min(experts, rows) if experts else 1
         return tiles, tile_s, matrices * self._weights_s + rows * self._row_s
 
@@ -107,15 +118,6 @@ class TiledGemm:
             tile_s=tile_s,
             memory_s=memory_s,
         )
-
-    def _best_cut(self, tokens: int) -> tuple[Tiling, int, float]:
-        num_sms, least_s = self._num_sms, inf
-        for tiling, tile_s in self._cuts:
-            tiles = tiling.tiles(tokens)
-            time_s = -(-tiles // num_sms) * tile_s
-            if time_s < least_s:
-                best, least_s = (tiling, tiles, tile_s), time_s
-        return best
 
 
 def equal_wave_ranges(tilings: Sequence[Tiling], num_tokens: int, num_sms: int) -> list[Range]:
