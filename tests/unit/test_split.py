@@ -16,7 +16,7 @@ from tokenweave.block_cost import BlockCosts
 from tokenweave.device import Device
 from tokenweave.device_tables import device_names, load_device, published_models
 from tokenweave.split import plan_split
-from tokenweave.split_cost import NOMINAL, PESSIMISTIC, PassCosts
+from tokenweave.split_cost import NOMINAL, PESSIMISTIC, PassCosts, SplitCost
 from tokenweave.split_plan import EMBEDDING, ReductionChoice, SplitPlan
 from tokenweave.stage_work import FusedWork, machine_of
 from tokenweave.waves import Gemm, Range, TiledGemm, Tiling, equal_wave_ranges, is_within
@@ -176,6 +176,26 @@ def test_boundary_is_the_best_of_all(tokens: int, model: str, device: str, ranks
         assert costs.split_s(plan) <= limit_s
         if any(time_s <= limit_s and is_within(it, ranges) for it, time_s in times_s.items()):
             assert is_within(plan.boundary, ranges)
+
+
+@pytest.mark.parametrize("tokens", [2048, 11000, 65536, 65537])
+@pytest.mark.parametrize("sequences", [1, 64])
+def test_few_boundaries_are_worked_out(
+    tokens: int, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of planning does not grow with the batch."""
+    tried: list[int] = []
+    original = PassCosts.best_split
+
+    def counted(self: PassCosts, boundary: int) -> SplitCost:
+        tried.append(boundary)
+        return original(self, boundary)
+
+    monkeypatch.setattr(PassCosts, "best_split", counted)
+    width, rest = divmod(tokens - 3, sequences)
+    plan = plan_of(tokens, batch=Batch([width] * (sequences - 1) + [width + rest + 3], 3))
+    assert plan.is_split
+    assert len(tried) == len(set(tried)) <= 80
 
 
 def test_budgets_of_a_plan_are_its_best() -> None:
