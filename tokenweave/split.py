@@ -145,6 +145,9 @@ class _Planner:
         step = max(strip, stride // 4 // strip * strip)
         first = max(step, place // step * step - stride)
         self._try_both(range(first, min(tokens, first + 2 * stride + step), step))
+        # Where reductions take longer than blocks, strips do not matter but the balance does.
+        place, quarter = self._cheapest(), max(1, strip // 4)
+        self._try(place + count * quarter for count in (-2, -1, 1, 2))
         limit_s = min(map(_time_s, self._tried.values())) * (1.0 + NEAR_ENOUGH)
         near = [it for it in self._tried.values() if it.time_s <= limit_s]
         return min(
