@@ -3,11 +3,11 @@
 import datetime
 import platform
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 import tokenfabric
-from launch.recipes.precision import dtype_name
 from tokenfabric import World
 from tokenfabric.errors import ConfigError
 from tokenfabric.testing.bench_report import environment
@@ -39,7 +39,7 @@ def base_table(device: torch.device) -> str:
 
 def machine_key(world: World, dtype: torch.dtype) -> MachineKey:
     """Return the key of what is measured on these ranks."""
-    kind = "bf16" if dtype_name(dtype) == "bf16" else "fp32"
+    kind: Literal["bf16", "fp32"] = "bf16" if dtype == torch.bfloat16 else "fp32"
     if world.device.type == "cuda":
         name, threads = torch.cuda.get_device_name(world.device), 1
     else:
