@@ -51,7 +51,8 @@ class BlockCosts:
     def __init__(self, shape: ModelShape, world_size: int, device: Device, batch: Batch) -> None:
         """Take what decides the cost."""
         self._shape, self._device, self._batch = shape, device, batch
-        self._windows = shape.windows or ((None, shape.num_layers),)
+        windows = shape.windows or ((None, shape.num_layers),)
+        self._windows = tuple((window, count / shape.num_layers) for window, count in windows)
         self._share, self._parts = layer_parts(shape, world_size, device)
         flop_s = 4.0 / device.attention_flops_per_sm
         self._pair_s = self._share.query_columns * flop_s
@@ -121,7 +122,8 @@ class BlockCosts:
         gemms = (it.gemm for it in self._parts[part].gemms)
         total = sum(2 * tokens * it.rows_per_token * it.n * it.k for it in gemms)
         if part == 0:
-            total += int(4 * self._mean_attention(start, stop)[0] * self._share.query_columns)
+            device = self._device
+            total += int(self._attention_s(start, stop)[0] * device.attention_flops_per_sm)
         return total
 
     def _attention(self, start: int, stop: int) -> Kernel:
@@ -135,23 +137,18 @@ class BlockCosts:
         )
 
     def _attention_s(self, start: int, stop: int) -> tuple[float, float, float]:
-        """Return what divides over SMs, the longest piece, and what memory needs."""
-        pairs, keys, longest = self._mean_attention(start, stop)
+        """Return what divides over SMs, the longest piece, and what memory needs.
+
+        Of the average layer.
+        """
+        pairs = keys = longest = 0.0
+        for window, share in self._windows:
+            work = self._batch.attention(start, stop, window)
+            pairs += share * work.pairs
+            keys += share * work.keys
+            longest += share * work.longest
         rows = min(stop - start, self._device.attention_rows)
         return pairs * self._pair_s, rows * longest * self._tail_s, keys * self._key_s
-
-    def _mean_attention(self, start: int, stop: int) -> tuple[float, float, float]:
-        """Return pairs, keys and the longest row of the average layer."""
-        if len(self._windows) == 1:
-            return self._batch.attention(start, stop, self._windows[0][0])
-        pairs = keys = longest = 0.0
-        for window, layers in self._windows:
-            work = self._batch.attention(start, stop, window)
-            pairs += layers * work.pairs
-            keys += layers * work.keys
-            longest += layers * work.longest
-        num_layers = self._shape.num_layers
-        return pairs / num_layers, keys / num_layers, longest / num_layers
 
 
 def _mlp(shape: ModelShape, share: RankShare) -> tuple[tuple[Gemm, ...], dict[str, int]]:

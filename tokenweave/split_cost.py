@@ -211,7 +211,9 @@ def _least_phase(beside_s: Sequence[float], block_s: Sequence[float]) -> tuple[f
         block_s: the block on all SMs, and then on what each budget leaves.
     """
     all_s, least_s, best = block_s[0], inf, 0
-    for index, one_s in enumerate(beside_s):
+    # From the largest budget: with smaller ones the reduction alone may take longer already.
+    for index in range(len(beside_s) - 1, -1, -1):
+        one_s = beside_s[index]
         if one_s < least_s:
             slow_s = block_s[index + 1]
             phase_s = one_s if one_s >= slow_s else one_s + (1.0 - one_s / slow_s) * all_s
