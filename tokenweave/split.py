@@ -25,6 +25,8 @@ NEAR_ENOUGH = 0.01
 more than the best."""
 _FIRST_LOOK = 32
 """A batch is cut at so many places at first."""
+_PLACES = 2
+"""Around so many of the cheapest of them it is looked at closely."""
 _FEW = 8
 """Of other boundaries so many are looked at: those without a wave more, those closer by."""
 
@@ -135,18 +137,22 @@ class _Planner:
         starts = self._batch.starts
         middle = bisect_left(starts, tokens // 2)
         self._try(starts[max(0, middle - _FEW // 2) : middle + _FEW // 2])
-        self._try_both([tokens // 2, *range(stride, tokens // 2, stride)])
+        # Halves of less than an eighth hide nothing: the other half's reductions are too long.
+        first = max(stride, tokens // 8 // stride * stride)
+        self._try_both([tokens // 2, *range(first, tokens // 2, stride)])
         if not self._tried:
             return None
         ranges = self._equal_wave_ranges()
-        place = self._cheapest()
-        ends = sorted({end for it in ranges for end in it}, key=lambda it: abs(it - place))
+        places = self._cheapest(_PLACES, apart=stride)
+        ends = sorted({end for it in ranges for end in it}, key=lambda it: abs(it - places[0]))
         self._try(ends[:_FEW])
         step = max(strip, stride // 4 // strip * strip)
-        first = max(step, place // step * step - stride)
-        self._try_both(range(first, min(tokens, first + 2 * stride + step), step))
+        for place in places:
+            around = range(place - stride, place + stride + 1)
+            for end in (0, tokens):
+                self._try(around[(end - around.start) % step :: step])
         # Where reductions take longer than blocks, strips do not matter but the balance does.
-        place, quarter = self._cheapest(), max(1, strip // 4)
+        place, quarter = self._cheapest(1)[0], max(1, strip // 4)
         self._try(place + count * quarter for count in (-2, -1, 1, 2))
         limit_s = min(map(_time_s, self._tried.values())) * (1.0 + NEAR_ENOUGH)
         near = [it for it in self._tried.values() if it.time_s <= limit_s]
@@ -160,8 +166,13 @@ class _Planner:
             ),
         )
 
-    def _cheapest(self) -> int:
-        return min(self._tried.values(), key=_time_s).boundary
+    def _cheapest(self, count: int, apart: int = 0) -> list[int]:
+        """Return the cheapest boundaries that were tried, farther from each other than `apart`."""
+        found: list[int] = []
+        for cost in sorted(self._tried.values(), key=_time_s):
+            if len(found) < count and all(abs(cost.boundary - it) > apart for it in found):
+                found.append(cost.boundary)
+        return found
 
     def _try_both(self, boundaries: Iterable[int]) -> None:
         """Try boundaries that are counted from the head, and the same counted from the tail: their
