@@ -58,16 +58,8 @@ def plan(
     from launch.console import ConsoleReporter
     from launch.recipes.plan import PlanRequest, run_plan
 
-    request = PlanRequest(
-        model=model,
-        gpu=gpu,
-        ranks=tp,
-        tokens=tokens,
-        batch=batch,
-        past=past,
-        alignment=alignment,
-        device_table=device_table,
-    )
+    sizes = {"tokens": tokens, "batch": batch, "past": past, "alignment": alignment}
+    request = PlanRequest(model=model, gpu=gpu, ranks=tp, device_table=device_table, **sizes)
     run_plan(ConsoleReporter(), request, explain=explain)
 
 
@@ -86,14 +78,6 @@ def trace(
     from launch.console import ConsoleReporter
     from launch.recipes.plan import PlanRequest, run_trace
 
-    request = PlanRequest(
-        model=model,
-        gpu=gpu,
-        ranks=tp,
-        tokens=tokens,
-        batch=batch,
-        past=past,
-        alignment=alignment,
-        device_table=device_table,
-    )
+    sizes = {"tokens": tokens, "batch": batch, "past": past, "alignment": alignment}
+    request = PlanRequest(model=model, gpu=gpu, ranks=tp, device_table=device_table, **sizes)
     run_trace(ConsoleReporter(), request, output)
