@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenweave.executor import Executor, Stage
 from tokenweave.halves import HalfInputs, PieceInputs
+from tokenweave.pass_memory import PassMemory, PassPart, PrivatePassMemory
 from tokenweave.pass_record import PassRecord, timeline_of
 from tokenweave.passes import Passes
 from tokenweave.reduction_protocol import Norm, ReduceNorm
@@ -70,6 +71,12 @@ class _NoWork:
     def __init__(self, passes: Passes):
         self.passes = passes
 
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        return PrivatePassMemory(num_tokens, hidden, dtype, torch.device("cpu"))
+
+    def held_memory(self) -> object:
+        return None
+
     def prepare(
         self,
         num_tokens: int,
@@ -78,6 +85,7 @@ class _NoWork:
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
         return _no_reduction
 

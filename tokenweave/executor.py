@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenfabric.errors import CommError
 from tokenweave.forward_pass import ForwardPass
+from tokenweave.graph_plan import GraphDecision
 from tokenweave.halves import HalfInputs
 from tokenweave.model_stages import PartialBlock, Stage
 from tokenweave.pass_record import PassRecord, Recording
@@ -27,7 +28,10 @@ __all__ = ["CommunicationStats", "Executor", "PartialBlock", "Stage"]
 
 @dataclass(slots=True)
 class CommunicationStats:
-    """What this rank spent in communication. Times include waiting for slower ranks."""
+    """What this rank spent in communication. Times include waiting for slower ranks.
+
+    On GPUs they are what launching took: nobody waits there.
+    """
 
     num_reductions: int = 0
     reduction_s: float = 0.0
@@ -40,10 +44,14 @@ class CommunicationStats:
     """While it is a list, every forward pass appends when its stages ran."""
     last_plan: SplitPlan | None = None
     """Of the latest forward pass; `.explain()` says why it was split or not."""
+    num_replays: int = 0
+    """Forward passes that were replays of a CUDA graph."""
+    last_graph: GraphDecision | None = None
+    """Of the latest forward pass; `.explain()` says why it may be a CUDA graph or not."""
 
     def reset(self) -> None:
         """Start counting from zero. Logs go on as they are."""
-        self.num_reductions = self.num_gathers = 0
+        self.num_reductions = self.num_gathers = self.num_replays = 0
         self.reduction_s = self.gather_s = 0.0
 
 
@@ -125,6 +133,12 @@ class Executor(Generic[InputsT]):
         if records is not None and recording is not None:
             records.append(recording.record(self.reduction.passes.rank))
         return result
+
+    def note_replay(self, plan: SplitPlan) -> None:
+        """Count a pass that was replayed without being walked."""
+        self.stats.last_plan = plan
+        self.stats.num_replays += 1
+        self.stats.num_reductions += len(plan.halves) * (plan.num_blocks + 1)
 
     def _count(self, seconds: list[float]) -> None:
         self.stats.num_reductions += len(seconds)

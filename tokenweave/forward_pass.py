@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokenweave.halves import HalfInputs
 from tokenweave.model_stages import Stage
+from tokenweave.pass_memory import PassPart
 from tokenweave.reduction_protocol import Norm, ReduceNorm, Reduction
 from tokenweave.split_plan import EMBEDDING, PlanOp, PlanStage, ReductionChoice, SplitPlan
 
@@ -22,19 +23,22 @@ InputsT = TypeVar("InputsT")
 class _HalfState(Generic[InputsT]):
     """One half between two stages."""
 
-    __slots__ = ("apply", "hidden_states", "normed", "reductions", "residual", "x_partial")
+    __slots__ = (
+        "apply", "hidden_states", "normed", "part", "reductions", "residual", "x_partial",
+    )  # fmt: skip
 
     def __init__(
         self,
         inputs: HalfInputs[InputsT],
         x_partial: Tensor,
-        out: Tensor,
+        part: PassPart,
         reductions: dict[ReductionChoice, ReduceNorm],
     ):
         shape = (*inputs.leading_shape, x_partial.shape[-1])
         self.apply = inputs.apply
         self.x_partial = x_partial.view(shape)
-        self.normed = out.view(shape)
+        self.part = part
+        self.normed = part.normed.view(shape)
         self.residual: Tensor | None = None
         self.reductions = reductions
         self.hidden_states: list[Tensor] = []
@@ -62,10 +66,11 @@ class ForwardPass(Generic[InputsT]):
         hidden = x_partial.shape[-1]
         x_rows = x_partial.reshape(-1, hidden)
         # Both halves write here, so that the last norms leave the whole batch in one tensor.
-        self._out = torch.empty(x_rows.shape, dtype=x_rows.dtype, device=x_rows.device)
+        self._memory = reduction.memory(len(x_rows), hidden, x_rows.dtype)
         self._halves: dict[str, _HalfState[InputsT]] = {}
         for index, (half, inputs) in enumerate(zip(plan.halves, halves, strict=True)):
             rows = slice(*plan.tokens_of(half))
+            part = self._memory.part(rows.start, rows.stop)
             choices = _choices(plan, index)
             # Steps of different algorithms can follow each other only with complete residuals.
             are_mixed = len({choice.algorithm for choice in choices}) > 1
@@ -76,10 +81,11 @@ class ForwardPass(Generic[InputsT]):
                     x_partial.dtype,
                     keep_residuals=keep_hidden or are_mixed,
                     choice=choice,
+                    part=part,
                 )
                 for choice in choices
             }
-            self._halves[half] = _HalfState(inputs, x_rows[rows], self._out[rows], prepared)
+            self._halves[half] = _HalfState(inputs, x_rows[rows], part, prepared)
         self._operations: dict[PlanOp, Callable[[PlanStage], None]] = {
             "embed": self._embed,
             "block": self._block,
@@ -94,9 +100,9 @@ class ForwardPass(Generic[InputsT]):
 
     def result(self) -> tuple[Tensor, list[Tensor]]:
         """Return (output of the last norm, hidden states), each of the shape of x_partial."""
-        halves = list(self._halves.values())
+        halves, memory = list(self._halves.values()), self._memory
         if len(halves) == 1:
-            return halves[0].normed, halves[0].hidden_states
+            return memory.taken_out(halves[0].normed), halves[0].hidden_states
         for half, rows in zip(halves, self._rows(), strict=True):
             if half.normed.data_ptr() != rows.data_ptr():
                 rows.copy_(half.normed.view(rows.shape))  # a strategy that has no use for `out`
@@ -104,19 +110,23 @@ class ForwardPass(Generic[InputsT]):
             torch.cat([x.view(-1, self._shape[-1]) for x in parts]).view(self._shape)
             for parts in zip(*(half.hidden_states for half in halves), strict=True)
         ]
-        return self._out.view(self._shape), hidden_states
+        return memory.taken_out(memory.normed.view(self._shape)), hidden_states
 
     def _rows(self) -> tuple[Tensor, ...]:
         sizes = [half.normed.shape[:-1].numel() for half in self._halves.values()]
-        return self._out.split(sizes)
+        return self._memory.normed.split(sizes)
 
     def _embed(self, stage: PlanStage) -> None:
-        """Nothing: a token id that does not exist is refused before the plan is walked."""
+        """Put the embeddings where they are reduced; they were made before the plan was walked."""
+        for half in self._halves.values():
+            half.x_partial = half.part.placed(half.x_partial)
 
     def _block(self, stage: PlanStage) -> None:
         half = self._halves[stage.half]
         done = self._stages[stage.block]
-        half.x_partial = half.apply(done.block, half.normed, is_per_token=done.is_per_token)
+        half.part.open()
+        x_partial = half.apply(done.block, half.normed, is_per_token=done.is_per_token)
+        half.x_partial = half.part.placed(x_partial)
 
     def _reduce(self, stage: PlanStage) -> None:
         half = self._halves[stage.half]

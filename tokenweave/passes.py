@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 import torch
 
 from tokenfabric.errors import ConfigError
+from tokenweave.auto_split import AutoSplit, shape_of
 from tokenweave.communication_thread import CommunicationThread
-from tokenweave.config import Overlap, Split, WeaveConfig
+from tokenweave.config import Graphs, Overlap, Split, WeaveConfig
+from tokenweave.cuda.streams import CudaStreams
 from tokenweave.reduction_choice import choice_on_world
 from tokenweave.split_plan import PartPlan, ReductionChoice, SplitKind, SplitPlan
 from tokenweave.stage_runner import InOrder, StageRunner
+from tokenweave.stream_runner import StreamRunner
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -28,6 +31,7 @@ class PassOptions(TypedDict, total=False):
 
     split: Split
     overlap: Overlap
+    graphs: Graphs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +71,25 @@ class Passes:
         self._world = world
         self.rank = world.rank
         self._config = WeaveConfig() if config is None else config
+        # One for all passes: what its stream has allocated is only used again on that stream.
+        cuda = world.cuda
+        self._beside = None if cuda is None else StreamRunner(CudaStreams(cuda.device))
         self.split_runner: StageRunner = self._runner()
         self.lends = True
+        self._auto: AutoSplit | None = None
+
+    @property
+    def config(self) -> WeaveConfig:
+        """What is asked for now."""
+        return self._config
+
+    def know(self, config: dict[str, object], name: str) -> None:
+        """Take the model's config, by which split="auto" plans on GPUs."""
+        cuda = self._world.cuda
+        if cuda is not None:
+            self._auto = AutoSplit.of(cuda.capability, *shape_of(config, name))
+            if self._config.split == "auto":
+                self._auto.log(self.rank)
 
     @contextlib.contextmanager
     def asked(self, **changes: Unpack[PassOptions]) -> Iterator[None]:
@@ -90,7 +111,7 @@ class Passes:
 
         The same on every rank, without communication.
         """
-        key = (shape, self._config.split)
+        key = (shape, self._config, self._auto)
         plan: SplitPlan | None = self._world.prepared.get(key)
         if plan is None:
             plan = self._plan(shape)
@@ -106,7 +127,9 @@ class Passes:
             assert world.broken is not None
 
     def _runner(self) -> StageRunner:
-        return CommunicationThread(self.abort) if self._overlaps() else InOrder()
+        if not self._overlaps():
+            return InOrder()
+        return CommunicationThread(self.abort) if self._beside is None else self._beside
 
     def _overlaps(self) -> bool:
         world, asked = self._world, self._config.overlap
@@ -122,17 +145,43 @@ class Passes:
                     f"{refused}; use overlap='auto'"
                 )
             return False
+        if self._beside is not None:
+            return asked != "off"
         # Each rank computes with torch's threads and reduces with the world's beside them.
         busy = world.placement.num_ranks * (torch.get_num_threads() + world.num_threads)
         return asked == "on" or (asked == "auto" and busy <= world.placement.num_cores)
 
     def _plan(self, shape: PassShape) -> SplitPlan:
         num_rows = shape.num_sequences * shape.num_tokens
+        if self._config.split == "auto" and self._auto is not None:
+            return self._planned(self._auto, shape)
         boundary, reason = self._boundary(shape)
         if boundary is None:
-            kind: SplitKind = "none" if self._world.size == 1 else "fused_only"
-            return self._settled(shape, kind, num_rows, (num_rows,), reason)
+            return self._whole(shape, reason)
         return self._settled(shape, "split", boundary, (boundary, num_rows - boundary), reason)
+
+    def _planned(self, auto: AutoSplit, shape: PassShape) -> SplitPlan:
+        """Return what the planner for GPUs makes of a pass."""
+        if shape.cuts == "nowhere":
+            return self._whole(shape, shape.why)
+        if self.split_runner is not self._beside:
+            asked = f"reduction={self._config.reduction!r}, overlap={self._config.overlap!r}"
+            return self._whole(shape, f"with {asked} nothing would run beside a reduction")
+        # A boundary at a multiple of a sequence's length is one between sequences.
+        alignment = shape.num_tokens if shape.cuts == "between sequences" else 1
+        plan = auto.plan((shape.num_tokens,) * shape.num_sequences, alignment)
+        if plan is None:
+            return self._whole(shape, auto.reason)
+        if plan.is_split:
+            return plan
+        # How a reduction of all tokens is done, cuda/plan.py knows for these very ranks.
+        return replace(self._whole(shape, *plan.reasons), prediction=plan.prediction)
+
+    def _whole(self, shape: PassShape, *reasons: str) -> SplitPlan:
+        """Return the plan of a pass that is not split."""
+        num_rows = shape.num_sequences * shape.num_tokens
+        kind: SplitKind = "none" if self._world.size == 1 else "fused_only"
+        return self._settled(shape, kind, num_rows, (num_rows,), *reasons)
 
     def _boundary(self, shape: PassShape) -> tuple[int | None, str]:
         """Return the tokens of the head, or None for no split; and why."""
@@ -159,10 +208,15 @@ class Passes:
         # As a planner's table of either would say: no stream runs beside the blocks.
         if self._world.device.type == "cpu":
             return "ranks on CPU cores: while one reduces, none of its cores is left idle"
-        return "no runner here puts reductions on a stream of a GPU: nothing would run beside them"
+        return "nothing is known of the model: Passes.know was not called"
 
     def _settled(
-        self, shape: PassShape, kind: SplitKind, boundary: int, sizes: tuple[int, ...], reason: str
+        self,
+        shape: PassShape,
+        kind: SplitKind,
+        boundary: int,
+        sizes: tuple[int, ...],
+        *reasons: str,
     ) -> SplitPlan:
         choices = tuple(
             choice_on_world(
@@ -174,7 +228,7 @@ class Passes:
             )
             for size in sizes
         )
-        return _same_everywhere(shape, kind, boundary, choices, reason)
+        return _same_everywhere(shape, kind, boundary, choices, reasons)
 
 
 def _same_everywhere(
@@ -182,7 +236,7 @@ def _same_everywhere(
     kind: SplitKind,
     boundary: int,
     choices: tuple[ReductionChoice, ...],
-    reason: str,
+    reasons: tuple[str, ...],
 ) -> SplitPlan:
     """Return a plan in which all reductions of a half are done in the same way."""
     return SplitPlan(
@@ -193,5 +247,5 @@ def _same_everywhere(
         parts=tuple(PartPlan(name=name, reductions=choices) for name in PARTS),
         entry=choices,
         last=choices[-1],
-        reasons=(reason,),
+        reasons=reasons,
     )

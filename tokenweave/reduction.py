@@ -4,6 +4,7 @@ A strategy is chosen once, when a model is parallelized; executor.py and the LM 
 The fused operation itself is in ops.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.config import ReductionKind, WeaveConfig
+from tokenweave.cuda.reduction import GpuReduction
+from tokenweave.pass_memory import PassMemory, PassPart, PrivatePassMemory
 from tokenweave.passes import Passes
 from tokenweave.plan import split_rows
 from tokenweave.prepare import Prepared, prepare_reduction
@@ -47,6 +50,12 @@ class FusedReduction:
         self.passes = Passes(world) if passes is None else passes
         self._is_lent = False
 
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        return PrivatePassMemory(num_tokens, hidden, dtype, self._world.device)
+
+    def held_memory(self) -> object:
+        return None
+
     def prepare(
         self,
         num_tokens: int,
@@ -55,6 +64,7 @@ class FusedReduction:
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
         algorithm, layout = choose_on_world(
             self._world,
@@ -156,6 +166,12 @@ class GlooReduction:
         self._world = world
         self.passes = passes
 
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        return PrivatePassMemory(num_tokens, hidden, dtype, self._world.device)
+
+    def held_memory(self) -> object:
+        return None
+
     def prepare(
         self,
         num_tokens: int,
@@ -164,6 +180,7 @@ class GlooReduction:
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
         return self._reduce_norm
 
@@ -201,8 +218,14 @@ class NoReduction:
 
     def __init__(self, world: World, passes: Passes):
         self._world = world
-        self._alone = FusedReduction(World(None, num_threads=world.num_threads))
+        self._alone = alone_reduction(world)
         self.passes = passes
+
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        return PrivatePassMemory(num_tokens, hidden, dtype, self._world.device)
+
+    def held_memory(self) -> object:
+        return None
 
     def prepare(
         self,
@@ -212,7 +235,9 @@ class NoReduction:
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
+        # In a world of one, memory of the pass is as good as any, but not made for its GPUs.
         return self._alone.prepare(num_tokens, hidden, dtype, keep_residuals=keep_residuals)
 
     def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:
@@ -225,12 +250,21 @@ class NoReduction:
 
 def make_reduction(config: WeaveConfig, world: World) -> Reduction:
     """Return the strategy that `config` asks for."""
-    strategies: dict[ReductionKind, type[FusedReduction | GlooReduction | NoReduction]] = {
-        "fused": FusedReduction,
+    strategies: dict[ReductionKind, Callable[[World, Passes], Reduction]] = {
+        "fused": FusedReduction if world.cuda is None else GpuReduction,
         "gloo": GlooReduction,
         "none": NoReduction,
     }
     return strategies[config.reduction](world, Passes(world, config))
+
+
+def alone_reduction(world: World) -> Reduction:
+    """Return the fused operation of this rank alone, on the device of `world`: nothing is summed.
+
+    Deterministic, whatever the ranks of `world` do meanwhile.
+    """
+    alone = World(None, num_threads=world.num_threads, device=world.device)
+    return FusedReduction(alone) if alone.cuda is None else GpuReduction(alone)
 
 
 def _add_norm(

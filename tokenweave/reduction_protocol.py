@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tokenweave.pass_memory import PassMemory, PassPart
 from tokenweave.passes import Passes
 from tokenweave.split_plan import ReductionChoice
 
@@ -57,6 +58,17 @@ class Reduction(Protocol):
     passes: Passes
     """How forward passes are planned and run; a strategy made of another one has the other's."""
 
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        """Return where a forward pass over so many tokens writes. Collective where it must grow.
+
+        The next pass may get the same memory.
+        """
+        ...
+
+    def held_memory(self) -> object:
+        """Return what must stay alive as long as launches of the latest pass may be made again."""
+        ...
+
     def prepare(
         self,
         num_tokens: int,
@@ -65,6 +77,7 @@ class Reduction(Protocol):
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
         """Return the reduction for the steps of one forward pass over `num_tokens` tokens.
 
@@ -76,6 +89,7 @@ class Reduction(Protocol):
             dtype: of the partial sums and the residual.
             keep_residuals: each returned residual is complete and is not overwritten later.
             choice: what the pass's plan says; default: what costs least on this world.
+            part: the memory of these tokens in the pass; default: none but private memory.
         """
         ...
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tokenfabric.world import World
-from tokenweave.reduction import FusedReduction, Norm, ReduceNorm, Reduction
+from tokenweave.pass_memory import PassMemory, PassPart
+from tokenweave.reduction import Norm, ReduceNorm, Reduction, alone_reduction
 from tokenweave.split_plan import ReductionChoice
 
 
@@ -37,7 +38,13 @@ class SandwichReduction:
         """Take the strategy for the sum over ranks."""
         self._reduction = reduction
         self.passes = reduction.passes
-        self._alone = FusedReduction(World(None, num_threads=world.num_threads))
+        self._alone = alone_reduction(world)
+
+    def memory(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> PassMemory:
+        return self._reduction.memory(num_tokens, hidden, dtype)
+
+    def held_memory(self) -> object:
+        return self._reduction.held_memory()
 
     def prepare(
         self,
@@ -47,18 +54,20 @@ class SandwichReduction:
         *,
         keep_residuals: bool,
         choice: ReductionChoice | None = None,
+        part: PassPart | None = None,
     ) -> ReduceNorm:
-        def step(reduction: Reduction, *, is_kept: bool) -> ReduceNorm:
+        def step(reduction: Reduction, part: PassPart | None, *, is_kept: bool) -> ReduceNorm:
             return reduction.prepare(
-                num_tokens, hidden, dtype, keep_residuals=is_kept, choice=choice
+                num_tokens, hidden, dtype, keep_residuals=is_kept, choice=choice, part=part
             )
 
         return _SandwichStep(
             # Its residual is the one that goes on, on every rank.
-            entry=step(self._reduction, is_kept=True),
-            # Its "residual" is the sum before the post-norm, which nobody reads: wherever it lies.
-            post=step(self._reduction, is_kept=False),
-            add=step(self._alone, is_kept=keep_residuals),
+            entry=step(self._reduction, part, is_kept=True),
+            # Its "residual" is the sum before the post-norm, which nobody reads: wherever it lies,
+            # but not where the one that goes on does.
+            post=step(self._reduction, None, is_kept=False),
+            add=step(self._alone, part, is_kept=keep_residuals),
         )
 
     def partial_sum_buffer(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> Tensor | None:

@@ -10,8 +10,9 @@ from tests.house.tree import Import, imports_of, is_within, modules
 PLANNERS_OF = {
     "tokenfabric": "cuda.capability kernel machine placement placement_advice schedule simulate "
     "timeline trace",
-    "tokenweave": "batch block_cost cuda.plan cuda.table device host_plan model_shape plan "
-    "reduction_cost shard_plan split split_cost split_plan split_reasons stage_work tuning waves",
+    "tokenweave": "batch block_cost cuda.plan cuda.table device device_at_hand graph_plan "
+    "host_plan model_shape plan reduction_cost shard_plan split split_cost split_plan "
+    "split_reasons stage_work stream_plan tuning waves",
     "tokenring": "blocks capability check check_coverage choose cost decode_plan direction explain "
     "inputs kernels lower mask movement partition plan positions problem push rank_plan reach "
     "relay results runs tiles topology windows",

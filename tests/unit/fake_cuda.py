@@ -17,6 +17,7 @@ from torch import Tensor
 from tokenfabric.cuda.capability import AgreedCapability
 from tokenfabric.cuda.memory import CudaMemory
 from tokenfabric.cuda.ranks import ONE_SHOT_BLOCK_BYTES, ONE_SHOT_BLOCKS, CudaRanks, Workspace
+from tokenfabric.errors import PeerLostError
 from tokenfabric.prepared import PreparedCalls
 from tokenweave.native_call import NATIVE_DTYPE
 from tokenweave.plan import split_rows
@@ -139,7 +140,7 @@ class FakeCuda:
     def copy(self, to: int, from_: int, num_bytes: int, stream: int) -> None:
         """Copy at once: everything here is in order."""
         self.copies.append(num_bytes)
-        ctypes.memmove(to, from_, num_bytes)
+        at(to, (num_bytes,), torch.uint8).copy_(at(from_, (num_bytes,), torch.uint8))
 
     def copy_rows(
         self, to: int, to_stride: int, from_: int, from_stride: int, row_bytes: int, rows: int,
@@ -154,10 +155,34 @@ class FakeCuda:
         return -(-rows // num_blocks) * hidden * _DTYPE[dtype].itemsize
 
 
+class FakeHostComm:
+    """The ranks' shared memory on the host, where a rank says that it is gone."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.broken: PeerLostError | None = None
+
+    def check(self) -> None:
+        """Raise what broke the world."""
+        if self.broken is not None:
+            raise self.broken
+
+    def abort(self) -> None:
+        """Say that this rank is gone; the fake's barrier is broken by the caller."""
+        self.broken = PeerLostError("a rank is gone", rank=0, operation="test")
+
+
 class FakeRanks(CudaRanks):
     """The real class over plain memory, without streams."""
 
-    def __init__(self, group: FakeGroup, memory: CudaMemory, place: Workspace) -> None:
+    def __init__(
+        self,
+        group: FakeGroup,
+        memory: CudaMemory,
+        place: Workspace,
+        exchange: Callable[[FakeGroup, Tensor], list[Tensor]],
+    ) -> None:
+        self.exchange = exchange
         self.group, self.memory, self.workspace = group, memory, place  # type: ignore[assignment]
         self.rank, self.size, self.device = group.rank, group.size, torch.device("cpu")
         self.capability = AgreedCapability(
@@ -170,6 +195,14 @@ class FakeRanks(CudaRanks):
     def stream(self) -> int:
         """Return no stream."""
         return 0
+
+    def allocate(self, num_bytes: int) -> CudaMemory:
+        """Return memory that all ranks share; poisoned, so that nobody relies on zeros."""
+        own = torch.full((num_bytes,), 0xFF, dtype=torch.uint8)
+        parts = self.exchange(self.group, own)
+        memory = plain_memory(parts, self.rank)
+        self._shared.append(lambda: memory)  # type: ignore[arg-type]
+        return memory
 
 
 def plain_memory(parts: list[Tensor], rank: int) -> CudaMemory:
@@ -193,12 +226,14 @@ def run_threads(
     others = [torch.zeros(shared_bytes, dtype=torch.uint8) for _ in range(size)]
 
     def rank_main(rank: int) -> Any:
-        ranks = FakeRanks(FakeGroup(rank, size, meeting), plain_memory(parts, rank), place)
+        ranks = FakeRanks(
+            FakeGroup(rank, size, meeting), plain_memory(parts, rank), place, cuda.exchange
+        )
         shared = plain_memory(others, rank)
         ranks._shared.append(lambda: shared)  # type: ignore[arg-type]
         world = SimpleNamespace(
             cuda=ranks, rank=rank, size=size, device=torch.device("cpu"), hosts=None,
-            host_comm=SimpleNamespace(size=size), prepared=PreparedCalls(), shared=shared,
+            host_comm=FakeHostComm(size), prepared=PreparedCalls(), shared=shared,
             layout=SimpleNamespace(num_hosts=1),
         )  # fmt: skip
         try:

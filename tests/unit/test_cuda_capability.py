@@ -30,6 +30,8 @@ def test_equal_ranks_use_all_they_have() -> None:
     found = agree(gang())
     assert (found.reach, found.num_devices, found.num_sms) == ("multicast", 4, 132)
     assert not found.is_overlapping
+    assert found.gpu == "NVIDIA H100"
+    assert agree(gang(name="NVIDIA A10")).gpu == ""
 
 
 OBSTACLES = [

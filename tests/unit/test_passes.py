@@ -36,10 +36,12 @@ def test_a_split_that_does_not_exist_is_refused(split: Any) -> None:
         WeaveConfig(split=split)
 
 
-def test_an_overlap_that_does_not_exist_is_refused() -> None:
+def test_options_that_do_not_exist_are_refused() -> None:
     """The message names the value and what there is."""
     with pytest.raises(ConfigError, match="overlap must be one of auto, on, off; got 'always'"):
         WeaveConfig(overlap="always")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="graphs must be one of auto, off; got True"):
+        WeaveConfig(graphs=True)  # type: ignore[arg-type]
 
 
 @given(

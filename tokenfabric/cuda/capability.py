@@ -5,7 +5,7 @@ them can, and every rank comes to the same answer because every rank gets the sa
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Reach = Literal["multicast", "peer", "none"]
@@ -56,6 +56,8 @@ class AgreedCapability:
     """The lowest of all ranks."""
     num_sms: int = 0
     """The fewest of all ranks."""
+    gpu: str = ""
+    """The name of the GPUs, where all ranks have the same; else empty."""
 
     @property
     def is_overlapping(self) -> bool:
@@ -68,14 +70,7 @@ class AgreedCapability:
 
     def without_multicast(self, reason: str) -> "AgreedCapability":
         """Return what is left when multicast memory was not to be had after all."""
-        return AgreedCapability(
-            reach="peer",
-            reason=reason,
-            world_size=self.world_size,
-            num_devices=self.num_devices,
-            compute_capability=self.compute_capability,
-            num_sms=self.num_sms,
-        )
+        return replace(self, reach="peer", reason=reason)
 
 
 def agree(capabilities: Sequence[CudaCapability]) -> AgreedCapability:
@@ -90,6 +85,7 @@ def agree(capabilities: Sequence[CudaCapability]) -> AgreedCapability:
             return AgreedCapability(reach="none", reason=reason, world_size=len(capabilities))
     missing = _lacks_multicast(capabilities)
     lowest = min(it.compute_capability for it in capabilities)
+    names = {it.name for it in capabilities}
     return AgreedCapability(
         reach="multicast" if missing is None else "peer",
         reason=missing
@@ -98,6 +94,7 @@ def agree(capabilities: Sequence[CudaCapability]) -> AgreedCapability:
         num_devices=len({it.device for it in capabilities}),
         compute_capability=lowest,
         num_sms=min(it.num_sms for it in capabilities),
+        gpu=names.pop() if len(names) == 1 else "",
     )
 
 

@@ -224,8 +224,12 @@ class _Slots:
 
 
 def ranks_of(world: "World") -> "CudaRanks":
-    """Return the GPUs of an open world; ConfigError for a closed one, or in a forked child."""
-    assert world.host_comm is not None
+    """Return the GPUs of an open world; ConfigError for a closed one, or in a forked child.
+
+    Raises:
+        CommError: a rank has left in the middle of something: its kernels would meet others.
+    """
+    world.host_comm.check()
     assert world.cuda is not None
     return world.cuda
 

@@ -37,7 +37,7 @@ def prepare_together(
         result, own = prepare()
     except ConfigError as error:
         own_error = error
-    fingerprints = ops.all_gather(torch.tensor([own]), world=world).tolist()
+    fingerprints = ops.all_gather(torch.tensor([own], device=world.device), world=world).tolist()
     if own_error is not None:
         raise own_error
     if _REFUSED in fingerprints:
@@ -71,6 +71,8 @@ def agree_on_arithmetic(world: World, *, operation: str) -> None:
     """
     threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     own = f"torch {torch.__version__}, {instructions}, {threads} threads"
+    if world.cuda is not None:
+        own = f"torch {torch.__version__}, {torch.cuda.get_device_name(world.device)}"
     prepare_together(
         world,
         lambda: (own, fingerprint([("arithmetic", own)])),

@@ -24,6 +24,7 @@ from tokenweave.integrations.blocks import (
 from tokenweave.integrations.checkpoint import StoredTensors
 from tokenweave.integrations.decoder_forward import MASK_FUNCTIONS, BlockInputs, DecoderForward
 from tokenweave.integrations.partial import VocabParallelEmbedding, VocabParallelHead
+from tokenweave.integrations.pass_graphs import PassGraphs
 from tokenweave.integrations.patches import Patches
 from tokenweave.integrations.refusals import HookWatch
 from tokenweave.integrations.sharding import ParameterShard, ParameterShards
@@ -49,6 +50,9 @@ class DecoderAdapter:
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     """The attention implementations of transformers that are right on some of the heads."""
     needs_equal_arithmetic: ClassVar[bool] = False
+    decides_on_host: ClassVar[str] = ""
+    """What the blocks have the host decide from numbers on the GPU, so that no CUDA graph can
+    replay them; empty if nothing."""
 
     @property
     def module(self) -> str:
@@ -228,7 +232,8 @@ class DecoderAdapter:
             patches.set(model, "lm_head", head)
         hooks = HookWatch(model, self.hookable(model))
         num_kv_heads = plan.kv_heads[rank].size
-        forward = DecoderForward(backbone, executor, hooks, layer_types, num_kv_heads, rank)
+        graphs = PassGraphs(backbone, executor, world, self.decides_on_host)
+        forward = DecoderForward(backbone, executor, graphs, hooks, layer_types, num_kv_heads, rank)
         patches.set(backbone, "forward", self.forward(forward))
         return executor.stats
 

@@ -14,10 +14,12 @@ from transformers.utils.output_capturing import resolve_hidden_states_indices
 
 from tokenfabric.errors import ConfigError
 from tokenweave.executor import Executor
+from tokenweave.integrations.pass_graphs import PassGraphs
 from tokenweave.integrations.refusals import ATTENTIONS_REFUSED, HookWatch
 from tokenweave.integrations.split_cache import why_not_cut
 from tokenweave.integrations.split_inputs import BlockInputs, cut_inputs
 from tokenweave.passes import PARTS, PassShape
+from tokenweave.split_plan import SplitPlan
 
 __all__ = ["MASK_FUNCTIONS", "BlockInputs", "DecoderForward"]
 
@@ -38,6 +40,7 @@ class DecoderForward:
         self,
         backbone: Any,
         executor: Executor[BlockInputs],
+        graphs: PassGraphs,
         hooks: HookWatch,
         layer_types: Sequence[str],
         num_kv_heads: int,
@@ -45,6 +48,7 @@ class DecoderForward:
     ):
         self._backbone = backbone
         self._executor = executor
+        self._graphs = graphs
         # The first layer of each type: all of a type have masks and caches of one shape.
         self._first_layers = {kind: layer_types.index(kind) for kind in set(layer_types)}
         self._num_kv_heads = num_kv_heads
@@ -76,6 +80,9 @@ class DecoderForward:
         given = inputs_embeds if input_ids is None else input_ids
         if given is not None and given.numel() == 0:
             raise ConfigError(f"a batch of shape {tuple(given.shape)} has no tokens")
+        device = self._backbone.embed_tokens.weight.device
+        if given is not None and given.device != device:
+            raise ConfigError(f"the batch is on {given.device}, the model on {device}")
         config = self.config
         return_dict = kwargs.pop("return_dict", getattr(config, "return_dict", True))
         output_hidden_states = kwargs.pop("output_hidden_states", config.output_hidden_states)
@@ -118,13 +125,24 @@ class DecoderForward:
                 why=why,
             )
         )
-        halves = cut_inputs(inputs, plan, num_sequences, num_tokens, self._first_layers)
-        normed, hidden_states = self._executor.run(x_partial, plan, halves, keep_hidden=keep_hidden)
-
+        if self._graphs.decide(inputs, plan, keeps_hidden=keep_hidden).may_capture:
+            hidden_states: list[Tensor] = []
+            normed = self._graphs.run(
+                x_partial, inputs, plan, lambda *given: self._walk(*given, plan)[0]
+            )
+        else:
+            normed, hidden_states = self._walk(x_partial, inputs, plan, keep_hidden=keep_hidden)
         output = BaseModelOutputWithPast(last_hidden_state=normed, cache=cache)
         if keep_hidden:
             output["hidden_states"] = self._select(hidden_states, normed, output_hidden_states)
         return output.to_tuple() if return_dict is False else output
+
+    def _walk(
+        self, x_partial: Tensor, inputs: BlockInputs, plan: SplitPlan, *, keep_hidden: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        num_sequences, num_tokens, _ = x_partial.shape
+        halves = cut_inputs(inputs, plan, num_sequences, num_tokens, self._first_layers)
+        return self._executor.run(x_partial, plan, halves, keep_hidden=keep_hidden)
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """Return this rank's partial sum of the embeddings, in memory of its own."""

@@ -89,6 +89,7 @@ class MoeAdapter(DecoderAdapter):
     """What Mixtral and Qwen3-MoE share."""
 
     needs_equal_arithmetic = True
+    decides_on_host = "how many tokens an expert gets is decided on the host"
 
     def layer_types(self, config: "PreTrainedConfig") -> list[str]:
         return full_or_sliding(config)

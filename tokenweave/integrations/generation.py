@@ -137,10 +137,17 @@ class LockstepGeneration:
         return self._tokens
 
     def _share_random_state(self) -> None:
-        state = torch.get_rng_state()
-        ops.broadcast(state, world=self._world)
-        if self._world.rank > 0:
-            torch.set_rng_state(state)
+        world = self._world
+        state = ops.broadcast(torch.get_rng_state().to(world.device), world=world)
+        if world.rank > 0:
+            torch.set_rng_state(state.cpu())
+        if world.cuda is None:
+            return
+        # Tokens are drawn where the logits are.
+        drawn = torch.cuda.get_rng_state(world.device)
+        drawn = ops.broadcast(drawn.to(world.device), world=world)
+        if world.rank > 0:
+            torch.cuda.set_rng_state(drawn.cpu(), world.device)
 
 
 class _RankZeroDecision(StoppingCriteriaList):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from tokenfabric.world import World
 from tokenweave.config import WeaveConfig
 from tokenweave.executor import CommunicationStats
@@ -36,6 +38,8 @@ class Sharding:
     shards: ParameterShards
     requires_grad: dict[str, bool]
     """The flag of every parameter before it was frozen."""
+    home: torch.device
+    """Where the parameters were, and where `restore` puts them back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,7 +65,8 @@ class WeaveHandle:
         """Return this rank's counts and seconds since the last `reset_stats`.
 
         Keys: `num_reductions`, `reduction_s` (all-reduce + norm, waiting for slower ranks
-        included), `num_gathers`, `gather_s` (logits).
+        included; on GPUs launching alone), `num_gathers`, `gather_s` (logits), `num_replays`
+        (passes that were CUDA graphs).
         """
         counted = self.communication
         return {
@@ -69,6 +74,7 @@ class WeaveHandle:
             "reduction_s": counted.reduction_s,
             "num_gathers": counted.num_gathers,
             "gather_s": counted.gather_s,
+            "num_replays": counted.num_replays,
         }
 
     def reset_stats(self) -> None:

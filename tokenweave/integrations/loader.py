@@ -174,9 +174,10 @@ def _read_share(
         shard, dtype = sharding.shards[names[0]], parameter.dtype
         # A tied parameter is usually stored once, under either name.
         stored, *also_stored = [name for name in names if name in checkpoint]
-        share = checkpoint.read(stored, shard, world.rank, dtype)
+        share = checkpoint.read(stored, shard, world.rank, dtype).to(world.device)
         for other in also_stored:
-            if not torch.equal(share, checkpoint.read(other, shard, world.rank, dtype)):
+            again = checkpoint.read(other, shard, world.rank, dtype).to(world.device)
+            if not torch.equal(share, again):
                 raise ConfigError(
                     f"the config ties {stored} and {other}, but the checkpoint holds different "
                     f"values; set tie_word_embeddings to false in config.json"

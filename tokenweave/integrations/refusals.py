@@ -59,11 +59,14 @@ def _check_parameters(model: "PreTrainedModel", world: World, *, has_weights: bo
         raise ConfigError(
             f"the parameters are {found}; all must be torch.float32 or all torch.bfloat16"
         )
-    devices = {p.device.type for p in model.parameters()}
-    if has_weights and devices != {world.device.type}:
+    devices = {p.device for p in model.parameters()}
+    # Each rank then moves its share to its GPU, where the whole model need not fit.
+    is_there = len(devices) == 1 and devices <= {world.device, torch.device("cpu")}
+    if has_weights and not is_there:
+        there = "on the CPU" if world.cuda is None else f"on the CPU or on {world.device}"
         raise ConfigError(
-            f"the parameters are on {', '.join(sorted(devices))}, the world on "
-            f"{world.device.type}; load the model there, without device_map or offloading"
+            f"the parameters are on {', '.join(sorted(map(str, devices)))}, the world is on "
+            f"{world.device}; load the model {there}, without device_map or offloading"
         )
 
 

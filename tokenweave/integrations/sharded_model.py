@@ -45,7 +45,7 @@ def parallelize(
     Args:
         model: <family>ForCausalLM or <family>Model of transformers, where family is Llama, Mistral,
             Qwen2, Qwen3, Gemma2, Gemma3 (text), Phi3, Mixtral or Qwen3Moe; all parameters fp32 or
-            all bf16, on the world's device.
+            all bf16, on the CPU or on the world's GPU. Each rank's share goes to its GPU.
         world: the ranks; any number up to the model's query heads.
         config: how to reduce; default WeaveConfig().
         adapter: knows the model's family; default: found by the model's class.
@@ -89,7 +89,8 @@ def shard_in_memory(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
         if (shard := sharding.shards[name]) is not None:
-            parameter.data = shard.take(parameter.data, world.rank)
+            # Each goes to its GPU before the next is cut.
+            parameter.data = shard.take(parameter.data, world.rank).to(world.device)
     return attach(model, world, config, sharding, report)
 
 
@@ -141,7 +142,10 @@ def plan_sharding(
                 f"{shard.extent} along dimension {shard.dim}"
             )
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-    return Sharding(adapter=adapter, plan=plan, shards=shards, requires_grad=requires_grad)
+    home = next(model.parameters()).device if has_weights else world.device
+    return Sharding(
+        adapter=adapter, plan=plan, shards=shards, requires_grad=requires_grad, home=home
+    )
 
 
 def attach(
@@ -152,8 +156,10 @@ def attach(
     load_report: LoadReport | None = None,
 ) -> "PreTrainedModel":
     """Make `model`, whose parameters are this rank's share already, run over the ranks."""
+    model.to(world.device)
     patches = Patches()
     reduction = make_reduction(config, world)
+    reduction.passes.know(model.config.to_dict(), type(model).__name__)
     stats = sharding.adapter.attach(model, sharding.plan, world, reduction, patches)
     attach_generation(model, world, patches)
     handle = WeaveHandle(
@@ -177,8 +183,8 @@ def restore(model: "PreTrainedModel") -> "PreTrainedModel":
     """Undo `parallelize` or `from_pretrained`: the complete model on every rank. Collective.
 
     Weights, modules, methods and requires_grad flags are what they were, the weights bit for bit
-    (replicated KV heads come from their first rank). The model then works alone. Needs the memory
-    of the complete model, and of its largest parameter twice.
+    (replicated KV heads come from their first rank), on the device where they were. The model then
+    works alone. Needs the memory of the complete model there, and of its largest parameter twice.
 
     Returns:
         The same object.
@@ -192,7 +198,7 @@ def restore(model: "PreTrainedModel") -> "PreTrainedModel":
     shards, world = handle.sharding.shards, handle.world
     # Everything is gathered before anything is changed: after an error the model is as before.
     complete: dict[str, Tensor] = {
-        name: shard.gather(parameter.data, world)
+        name: shard.gather(parameter.data, world).to(handle.sharding.home)
         for name, parameter in model.named_parameters()
         if (shard := shards[name]) is not None
     }
@@ -201,6 +207,7 @@ def restore(model: "PreTrainedModel") -> "PreTrainedModel":
             parameter.data = complete.pop(name)
         parameter.requires_grad_(handle.sharding.requires_grad[name])
     handle.patches.undo()
+    model.to(handle.sharding.home)
     return model
 
 

@@ -69,7 +69,7 @@ def cut_inputs(
             replace(
                 inputs,
                 masks={
-                    kind: _cut_mask(mask, piece, num_past[kind])
+                    kind: _cut_mask(mask, piece, num_past[kind], cos.device)
                     for kind, mask in inputs.masks.items()
                     if kind in num_past
                 },
@@ -91,7 +91,9 @@ def _cut_positions(x: Tensor, piece: Piece) -> Tensor:
     return x[:, slice(*piece.tokens)]
 
 
-def _cut_mask(mask: Tensor | None, piece: Piece, num_past: int) -> Tensor | None:
+def _cut_mask(
+    mask: Tensor | None, piece: Piece, num_past: int, device: torch.device
+) -> Tensor | None:
     """Cut [batch or 1, 1, queries, keys] to the piece's queries and the keys they are given."""
     start, stop = piece.tokens
     if mask is None:
@@ -99,7 +101,7 @@ def _cut_mask(mask: Tensor | None, piece: Piece, num_past: int) -> Tensor | None
         # queries from the first token on. There is no past then, or a single query.
         if start == 0:
             return None
-        return torch.ones(1, 1, stop - start, stop, dtype=torch.bool).tril(start)
+        return torch.ones(1, 1, stop - start, stop, dtype=torch.bool, device=device).tril(start)
     if mask.shape[0] > 1:
         mask = mask[slice(*piece.sequences)]
     if mask.shape[2] > 1:
