@@ -29,10 +29,15 @@ def put_fakes(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> FakeCuda:
     return fake
 
 
+def complete(world: Any) -> None:
+    """Give a world of threads what models ask of one besides."""
+    world.num_hosts, world.num_threads, world.is_closed, world.broken = 1, 1, False, None
+
+
 def parallelized(model: Any, world: Any, config: WeaveConfig) -> Any:
     """Return this rank's share of a copy of the model, as `parallelize` makes it."""
     model = copy.deepcopy(model)
-    world.num_hosts, world.num_threads, world.is_closed, world.broken = 1, 1, False, None
+    complete(world)
     sharding = plan_sharding(model, world, None, has_weights=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)

@@ -45,6 +45,9 @@ def attach_generation(model: "PreTrainedModel", world: World, patches: Patches) 
         patches.set(model, "_get_stopping_criteria", generation.stopping_criteria)
         # Otherwise a static cache may be sized from the config, for all KV heads.
         patches.set(model, "_get_static_cache_init_shape", lambda: None)
+        # On GPUs generate() compiles the forward of models with a static cache: not this one's,
+        # whose small passes are CUDA graphs already.
+        patches.set(model, "_valid_auto_compile_criteria", lambda *args: False)
 
 
 def _refusal(name: str, reason: str) -> Any:
