@@ -19,10 +19,10 @@ class CudaStreams:
         return torch.cuda.current_stream(self._device)
 
     def beside(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self._device, priority=_HIGH_PRIORITY)
+        return torch.cuda.Stream(self._device, priority=_HIGH_PRIORITY)  # type: ignore[no-untyped-call]
 
     def event(self) -> torch.cuda.Event:
-        return torch.cuda.Event()
+        return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
         event.record(stream)

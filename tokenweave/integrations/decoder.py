@@ -146,7 +146,8 @@ class DecoderAdapter:
             if type(module) is not expected:
                 raise ConfigError(
                     f"{name} is a {_full_name(type(module))}, not a {_full_name(expected)}: "
-                    f"replaced, quantized or adapter-wrapped modules are not supported"
+                    f"replaced, quantized or adapter-wrapped modules are not supported; merge "
+                    f"adapters into the weights (peft: merge_and_unload()) before"
                 )
         if backbone.embed_tokens.max_norm is not None:
             raise ConfigError("an embedding with max_norm rewrites its weight and is not supported")

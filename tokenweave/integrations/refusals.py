@@ -53,6 +53,14 @@ def check_model(
 
 
 def _check_parameters(model: "PreTrainedModel", world: World, *, has_weights: bool) -> None:
+    for name, parameter in model.named_parameters():
+        # A subclass computes otherwise than its shape and dtype say, or has parts beside it.
+        if type(parameter) is not nn.Parameter:
+            kind = type(parameter)
+            raise ConfigError(
+                f"{name} is a {kind.__module__}.{kind.__qualname__}, not a plain parameter: "
+                f"quantized weights are not supported; load the model without quantization"
+            )
     dtypes = {p.dtype for p in model.parameters()}
     if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
         found = ", ".join(sorted(str(dtype) for dtype in dtypes))
@@ -65,7 +73,7 @@ def _check_parameters(model: "PreTrainedModel", world: World, *, has_weights: bo
     if has_weights and not is_there:
         there = "on the CPU" if world.cuda is None else f"on the CPU or on {world.device}"
         raise ConfigError(
-            f"the parameters are on {', '.join(sorted(map(str, devices)))}, the world is on "
+            f"the parameters are on {', '.join(sorted(map(str, devices)))}, the world on "
             f"{world.device}; load the model {there}, without device_map or offloading"
         )
 
