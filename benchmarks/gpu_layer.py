@@ -107,7 +107,7 @@ class RankLayers:
         self._reduction = GpuReduction(world)
         share = shape.largest_share(world_size)
         dtype = torch.bfloat16
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(world.device).manual_seed(0)
         self._norms: list[Norm] = []
         self._stages: list[Stage[Where]] = []
         for _ in range(2 * num_layers + 1):
@@ -119,15 +119,16 @@ class RankLayers:
                 if index % 2
                 else _Attention(shape, share, num_tokens, self._reduction)
             )
+            block.to(device=world.device, dtype=dtype)
             for weight in block.parameters():
                 nn.init.normal_(weight, std=shape.hidden**-0.5, generator=generator)
-            block.to(device=world.device, dtype=dtype)
             self._stages.append(
                 Stage(block=_as_block(block), bias=None, norm=self._norms[index + 1],
                       ends_layer=index % 2 == 1, is_per_token=index % 2 == 1)
             )  # fmt: skip
-        x = torch.randn(1, num_tokens, shape.hidden, generator=generator)
-        self.x_partial = x.to(device=world.device, dtype=dtype)
+        self.x_partial = torch.randn(
+            1, num_tokens, shape.hidden, generator=generator, device=world.device, dtype=dtype
+        )
 
     def walk(self, plan: SplitPlan, *streams: Stream) -> Callable[[], Tensor]:
         """Return what walks a plan of these layers and returns the last norm.

@@ -129,23 +129,17 @@ class PassGraphs:
 
     def _addresses(self, cache: Cache | PieceCache | None) -> tuple[object, ...]:
         """Return where everything is that a graph reads and that is not copied for it."""
-        weights = tuple(
-            parameter.data_ptr()
+        read = [
+            parameter
             for parameters, name in self._parameters
             if (parameter := parameters[name]) is not None
-        )
+        ]
         if cache is None:
-            return weights
+            return tuple(map(Tensor.data_ptr, read))
         assert isinstance(cache, Cache)
         layers: Any = cache.layers
-        return (
-            *weights,
-            *(
-                (it.keys.data_ptr(), it.values.data_ptr(), it.cumulative_length.data_ptr())
-                for it in layers
-            ),
-            layers[0].keys.shape,
-        )
+        read += [x for it in layers for x in (it.keys, it.values, it.cumulative_length)]
+        return *map(Tensor.data_ptr, read), layers[0].keys.shape
 
 
 def _kind_of(cache: Cache | PieceCache | None) -> tuple[CacheKind, bool]:
