@@ -42,7 +42,7 @@ class GraphRequest:
     keeps_hidden: bool
     is_recorded: bool
     """Whether somebody wants to know when its stages ran."""
-    decides_on_host: str
+    decided_on_host: str
     """What of the model the host decides from numbers of the GPU; empty if nothing."""
     foreign_arguments: tuple[str, ...]
     """Names of arguments for attention that are neither numbers nor None."""
@@ -77,7 +77,7 @@ def decide_graph(request: GraphRequest) -> GraphDecision:
         ),
         (request.keeps_hidden, "hidden states are new memory at every pass"),
         (request.is_recorded, "its stages are timed"),
-        (bool(request.decides_on_host), request.decides_on_host),
+        (bool(request.decided_on_host), request.decided_on_host),
         (
             bool(request.foreign_arguments),
             f"attention reads {', '.join(request.foreign_arguments)}, which may change",

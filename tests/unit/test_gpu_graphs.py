@@ -5,23 +5,30 @@ graph, it runs nothing when it is captured. The rest is as in test_gpu_models.py
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import DynamicCache, StaticCache
 
 from tests.dist.llama_models import FAMILY_CASES, SMOLLM2_LIKE, ModelCase
-from tests.unit.fake_cuda import FakeCuda
+from tests.unit.fake_cuda import FakeCuda, FakeReduction
 from tests.unit.gpu_models import on_ranks, put_fakes
 from tokenfabric.errors import CommTimeoutError
 from tokenfabric.testing.tolerance import assert_same_bits
 from tokenweave import WeaveConfig
 from tokenweave.integrations import pass_graphs
+from tokenweave.integrations.experts import MixtralAdapter
 
 CASE = SMOLLM2_LIKE
 BY_FAMILY = {case.family: case for case in FAMILY_CASES}
+EAGER_EXPERTS = replace(
+    BY_FAMILY["mixtral"],
+    config=BY_FAMILY["mixtral"].config | {"experts_implementation": "eager"},
+)
 STEPS = 5
 
 
@@ -121,7 +128,7 @@ def test_what_a_graph_cannot_follow_is_not_captured(fake: FakeCuda) -> None:
             model(torch.tensor([[5]]), use_cache=False)
         assert "expert" in model.tokenweave.communication.last_graph.explain()
 
-    on_ranks(fake, 2, BY_FAMILY["mixtral"].model(), WeaveConfig(), with_experts)
+    on_ranks(fake, 2, EAGER_EXPERTS.model(), WeaveConfig(), with_experts)
 
 
 def test_other_weights_and_other_caches_are_other_graphs(fake: FakeCuda) -> None:
@@ -202,3 +209,90 @@ def test_inputs_that_repeat_are_kept_as_such() -> None:
         static.take(tensor)
         assert (static.whole.shape, static.whole.stride()) == (tensor.shape, tensor.stride())
         assert torch.equal(static.whole, tensor)
+
+
+class OnlyOnTheGpu(TorchDispatchMode):
+    """Notes what a capture refuses: numbers read by the host, tensors that it makes elsewhere."""
+
+    READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mistakes: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name in self.READS:
+            self.mistakes.append(f"{name} is read by the host")
+        device = [it for it in func._schema.arguments if it.name == "device"]
+        makes = not any(isinstance(it, Tensor) for it in args) and bool(device)
+        if makes and (kwargs or {}).get("device") is None:
+            self.mistakes.append(f"{name} without a device")
+        return func(*args, **(kwargs or {}))
+
+
+def _outside_of_modes(run: Any) -> Any:
+    def kernel(self: Any, *args: Any) -> None:
+        with _disable_current_modes():
+            run(self, *args)
+
+    return kernel
+
+
+def mistakes_of_captures(
+    monkeypatch: pytest.MonkeyPatch, case: ModelCase, config: WeaveConfig
+) -> list[list[str]]:
+    """Return what a capture would refuse of a decoding step and of a pass without a cache."""
+    fake = put_fakes(monkeypatch, "two_shot")
+    monkeypatch.setattr(FakeReduction, "run", _outside_of_modes(FakeReduction.run))
+
+    def of_rank(model: Any, world: Any) -> list[str]:
+        rules = OnlyOnTheGpu()
+
+        class Watched(Captures):
+            def __call__(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+                def replay() -> Tensor:
+                    with rules:
+                        return call()
+
+                return super().__call__(replay)
+
+        graphs = model.model.forward
+        graphs = getattr(graphs, "_forward", graphs)._graphs._graphs
+        graphs._capture = watched = Watched()
+        with torch.no_grad():
+            decode(model, case, static_cache(model), steps=3)
+            for _ in range(2):
+                model(**case.inputs(), use_cache=False)
+        return rules.mistakes if watched.made else ["nothing was captured"]
+
+    return on_ranks(fake, 2, case.model(), config, of_rank)
+
+
+FULL = {"layer_types": ["full_attention"] * 3}
+CAPTURED = [
+    CASE,
+    ModelCase(name="biases", config={"attention_bias": True, "mlp_bias": True}),
+    replace(BY_FAMILY["gemma3"], config=BY_FAMILY["gemma3"].config | FULL),
+    BY_FAMILY["qwen3"],
+    BY_FAMILY["phi3"],
+    BY_FAMILY["mixtral"],
+]
+
+
+@pytest.mark.parametrize("case", CAPTURED, ids=str)
+@pytest.mark.parametrize("split", ["never", 14])
+def test_captured_walks_leave_nothing_to_the_host(
+    monkeypatch: pytest.MonkeyPatch, case: ModelCase, split: Any
+) -> None:
+    """No number is read back and every new tensor is on the device of others, in all families."""
+    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
+    assert mistakes_of_captures(monkeypatch, case, WeaveConfig(split=split)) == [[], []]
+
+
+def test_what_the_host_decides_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts one by one, if they were captured: the rule that leaves them out is needed."""
+    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
+    monkeypatch.setattr(MixtralAdapter, "decided_on_host", lambda self, config: "")
+    found = mistakes_of_captures(monkeypatch, EAGER_EXPERTS, WeaveConfig())
+    assert all(any("read by the host" in it for it in mistakes) for mistakes in found), found

@@ -20,7 +20,7 @@ GOOD = GraphRequest(
     is_split=False,
     keeps_hidden=False,
     is_recorded=False,
-    decides_on_host="",
+    decided_on_host="",
     foreign_arguments=(),
 )
 OBSTACLES: list[tuple[dict[str, Any], str]] = [
@@ -33,7 +33,7 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
     ({"is_split": True}, "how a split pass is cut"),
     ({"keeps_hidden": True}, "hidden states"),
     ({"is_recorded": True}, "timed"),
-    ({"decides_on_host": "the experts"}, "the experts"),
+    ({"decided_on_host": "the experts"}, "the experts"),
     ({"foreign_arguments": ("scale", "bias")}, "scale, bias"),
 ]
 

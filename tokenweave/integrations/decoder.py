@@ -50,9 +50,6 @@ class DecoderAdapter:
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     """The attention implementations of transformers that are right on some of the heads."""
     needs_equal_arithmetic: ClassVar[bool] = False
-    decides_on_host: ClassVar[str] = ""
-    """What the blocks have the host decide from numbers on the GPU, so that no CUDA graph can
-    replay them; empty if nothing."""
 
     @property
     def module(self) -> str:
@@ -72,6 +69,12 @@ class DecoderAdapter:
     def mlp(self, layer: Any) -> BlockKind:
         """Return the kind of the MLP of a layer."""
         return GatedMlp()
+
+    def decided_on_host(self, config: "PreTrainedConfig") -> str:
+        """Return what the blocks have the host decide from numbers on the GPU, so that no CUDA
+        graph can replay them; empty if nothing.
+        """
+        return ""
 
     def norm(self, module: Any) -> Norm:
         """Return what an RMSNorm of the family computes."""
@@ -233,7 +236,7 @@ class DecoderAdapter:
             patches.set(model, "lm_head", head)
         hooks = HookWatch(model, self.hookable(model))
         num_kv_heads = plan.kv_heads[rank].size
-        graphs = PassGraphs(backbone, executor, world, self.decides_on_host)
+        graphs = PassGraphs(backbone, executor, world, self.decided_on_host(model.config))
         forward = DecoderForward(backbone, executor, graphs, hooks, layer_types, num_kv_heads, rank)
         patches.set(backbone, "forward", self.forward(forward))
         return executor.stats

@@ -89,13 +89,17 @@ class MoeAdapter(DecoderAdapter):
     """What Mixtral and Qwen3-MoE share."""
 
     needs_equal_arithmetic = True
-    decides_on_host = "how many tokens an expert gets is decided on the host"
 
     def layer_types(self, config: "PreTrainedConfig") -> list[str]:
         return full_or_sliding(config)
 
     def mlp(self, layer: Any) -> BlockKind:
         return Experts()
+
+    def decided_on_host(self, config: "PreTrainedConfig") -> str:
+        if config._experts_implementation != "eager":
+            return ""
+        return "which experts have tokens is decided on the host (experts implementation 'eager')"
 
     def forward(self, forward: DecoderForward) -> Callable[..., Any]:
         return MoeForward(forward)

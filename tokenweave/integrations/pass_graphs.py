@@ -39,7 +39,7 @@ class PassGraphs:
         backbone: nn.Module,
         executor: Executor[BlockInputs],
         world: World,
-        decides_on_host: str,
+        decided_on_host: str,
     ):
         """Take the model.
 
@@ -47,11 +47,11 @@ class PassGraphs:
             backbone: whose parameters the blocks read.
             executor: walks its plans.
             world: the ranks.
-            decides_on_host: see `GraphRequest`.
+            decided_on_host: see `GraphRequest`.
         """
         self._executor = executor
         self._device = world.device.type if world.cuda is None else "cuda"
-        self._decides_on_host = decides_on_host
+        self._decided_on_host = decided_on_host
         # Where parameters are found at every pass: one that was replaced is not missed.
         self._parameters = [
             (module._parameters, name)
@@ -79,7 +79,7 @@ class PassGraphs:
                 is_split=plan.is_split,
                 keeps_hidden=keeps_hidden,
                 is_recorded=stats.records is not None,
-                decides_on_host=self._decides_on_host,
+                decided_on_host=self._decided_on_host,
                 foreign_arguments=tuple(
                     name
                     for name, value in values.items()
