@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.unit.fake_cuda import FakeCuda, run_threads
 from tests.unit.stream_trace import NotedStreams, Recorder, Trace
@@ -14,15 +15,28 @@ from tokenfabric import native
 from tokenweave import passes
 from tokenweave.config import WeaveConfig
 from tokenweave.cuda import plan as cuda_plan
+from tokenweave.integrations import pass_graphs
 from tokenweave.integrations.sharded_model import attach, plan_sharding
 
 SLOT_BYTES = 1 << 20
+
+
+class Captures:
+    """Implements Capture; `made` counts."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.made += 1
+        return call
 
 
 def put_fakes(monkeypatch: pytest.MonkeyPatch, algorithm: str) -> FakeCuda:
     """Put fakes in the place of launches and streams, and have reductions done by `algorithm`."""
     fake = FakeCuda()
     monkeypatch.setattr(native, "cuda", fake, raising=False)
+    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
     monkeypatch.setattr(passes, "CudaStreams", lambda device: NotedStreams(Trace()))
     # A message of a tiny model is one that one-shot is made for.
     monkeypatch.setattr(cuda_plan, "_ONE_BARRIER_US", 4.5 if algorithm == "one_shot" else 1e6)

@@ -16,11 +16,10 @@ from transformers import DynamicCache, StaticCache
 
 from tests.dist.llama_models import FAMILY_CASES, SMOLLM2_LIKE, ModelCase
 from tests.unit.fake_cuda import FakeCuda, FakeReduction
-from tests.unit.gpu_models import on_ranks, put_fakes
+from tests.unit.gpu_models import Captures, on_ranks, put_fakes
 from tokenfabric.errors import CommTimeoutError
 from tokenfabric.testing.tolerance import assert_same_bits
 from tokenweave import WeaveConfig
-from tokenweave.integrations import pass_graphs
 from tokenweave.integrations.experts import MixtralAdapter
 
 CASE = SMOLLM2_LIKE
@@ -32,21 +31,9 @@ EAGER_EXPERTS = replace(
 STEPS = 5
 
 
-class Captures:
-    """Implements Capture; `made` counts."""
-
-    def __init__(self) -> None:
-        self.made = 0
-
-    def __call__(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        self.made += 1
-        return call
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Put fakes in the place of launches, streams and captures."""
-    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
     return put_fakes(monkeypatch, "one_shot")
 
 
@@ -286,13 +273,11 @@ def test_captured_walks_leave_nothing_to_the_host(
     monkeypatch: pytest.MonkeyPatch, case: ModelCase, split: Any
 ) -> None:
     """No number is read back and every new tensor is on the device of others, in all families."""
-    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
     assert mistakes_of_captures(monkeypatch, case, WeaveConfig(split=split)) == [[], []]
 
 
 def test_what_the_host_decides_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts one by one, if they were captured: the rule that leaves them out is needed."""
-    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
     monkeypatch.setattr(MixtralAdapter, "decided_on_host", lambda self, config: "")
     found = mistakes_of_captures(monkeypatch, EAGER_EXPERTS, WeaveConfig())
     assert all(any("read by the host" in it for it in mistakes) for mistakes in found), found

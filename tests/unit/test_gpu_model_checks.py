@@ -12,16 +12,13 @@ from tests.dist.llama_models import SMOLLM2_LIKE, ModelCase
 from tests.gpu.model_checks import check_generation, check_graphs, check_passes
 from tests.unit.fake_cuda import FakeCuda, run_threads
 from tests.unit.gpu_models import SLOT_BYTES, complete, put_fakes
-from tests.unit.test_gpu_graphs import Captures
 from tokenweave.cuda import graphs
 from tokenweave.cuda.graphs import CallGraphs
-from tokenweave.integrations import pass_graphs
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Put fakes in the place of launches, streams and captures."""
-    monkeypatch.setattr(pass_graphs, "CudaCapture", Captures)
     # Ranks are threads here, which have one random state.
     made = SMOLLM2_LIKE.model()
     monkeypatch.setattr(ModelCase, "model", lambda self, seed=0: copy.deepcopy(made))

@@ -12,6 +12,7 @@ from tests.dist.llama_models import FAMILY_CASES, SMOLLM2_LIKE, ModelCase, is_at
 from tests.unit.gpu_models import noted, on_ranks, put_fakes
 from tests.unit.stream_trace import NotedStreams
 from tokenweave import WeaveConfig
+from tokenweave.cuda import model_memory
 from tokenweave.cuda.model_memory import GpuPart
 from tokenweave.stream_runner import StreamRunner
 
@@ -87,6 +88,29 @@ def test_results_are_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
             assert all(map(torch.equal, states, before))
 
     on_ranks(fake, 2, SMOLLM2_LIKE.model(), WeaveConfig(), of_rank)
+
+
+@pytest.mark.parametrize(("algorithm", "most"), [("one_shot", 2), ("two_shot", 1)])
+def test_memory_is_made_for_the_longest_pass(
+    monkeypatch: pytest.MonkeyPatch, algorithm: str, most: int
+) -> None:
+    """Passes that grow by a token allocate seldom, shorter ones never; rows that stay with their
+    owners need none.
+    """
+    fake = put_fakes(monkeypatch, algorithm)
+    monkeypatch.setattr(model_memory, "_LEAST_BYTES", 1024)
+
+    def of_rank(model: Any, world: Any) -> list[int]:
+        made, before = [], len(world.cuda._shared)
+        with torch.no_grad():
+            for tokens in (40, *range(41, 50), 7, 60, 60):
+                model.model(torch.full((1, tokens), 5), use_cache=False)
+                made.append(len(world.cuda._shared) - before)
+        return made
+
+    made, other = on_ranks(fake, 2, SMOLLM2_LIKE.model(), WeaveConfig(), of_rank)
+    assert made == other
+    assert made == [most] * 11 + [2 * most] * 2
 
 
 def test_passes_in_and_out_of_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:

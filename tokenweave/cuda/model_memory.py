@@ -12,6 +12,7 @@ because a kernel ends when all ranks have read; a norm is overwritten by peers a
 arrived in that reduction, hence after its block has read it.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,12 +44,13 @@ class ModelMemory:
     def __init__(self, world: "World"):
         """Take the world; nothing is allocated before the first pass."""
         self._world = world
-        self._shared: CudaMemory | None = None
+        self._sums_and_norms: CudaMemory | None = None
+        self._residuals: CudaMemory | None = None
 
     @property
     def held(self) -> object:
         """What must stay alive for launches that have addresses of the latest pass."""
-        return self._shared
+        return self._sums_and_norms, self._residuals
 
     def of_pass(self, num_tokens: int, hidden: int, dtype: torch.dtype) -> "GpuPassMemory":
         """Return the memory of a pass. Collective where it must grow: ranks make equal passes.
@@ -56,33 +58,62 @@ class ModelMemory:
         Raises:
             ConfigError: a GPU has not enough memory; or it must grow while a graph is captured.
         """
+        shape = (num_tokens, hidden)
+        place_bytes = -(-num_tokens * hidden * dtype.itemsize // _ALIGNMENT_BYTES)
+        place_bytes *= _ALIGNMENT_BYTES
+        if not _has(self._sums_and_norms, 2 * place_bytes):
+            self._sums_and_norms = None  # or old and new would be there at once
+            self._sums_and_norms = self._allocate(2 * place_bytes)
+        shared, rank = self._sums_and_norms, self._world.rank
+        assert shared is not None
+
+        def residual() -> Tensor:
+            if not _has(self._residuals, place_bytes):
+                self._residuals = None
+                self._residuals = self._allocate(place_bytes)
+            assert self._residuals is not None
+            return self._residuals.tensor(rank, shape, dtype, 0)
+
+        return GpuPassMemory(
+            shared.tensor(rank, shape, dtype, 0),
+            shared.tensor(rank, shape, dtype, place_bytes),
+            residual,
+        )
+
+    def _allocate(self, needed: int) -> "CudaMemory":
+        """Allocate anew. The last pass has joined its streams, and its kernels ended here only when
+        all ranks had read and written: what it used may go.
+        """
         cuda = self._world.cuda
         assert cuda is not None
-        row_bytes = num_tokens * hidden * dtype.itemsize
-        place_bytes = -(-row_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        needed = 3 * place_bytes
-        if self._shared is None or self._shared.num_bytes < needed:
-            # The old one goes first, or both would be there at once. The last pass has joined its
-            # streams, and its kernels ended here only when all ranks had read and written.
-            self._shared = None
-            with torch.inference_mode(False):
-                # Made in inference mode, a pass outside of it could not write there.
-                self._shared = cuda.allocate(capacity_bytes(needed))
-        shape = (num_tokens, hidden)
-        partial, normed, residual = (
-            self._shared.tensor(cuda.rank, shape, dtype, place * place_bytes) for place in range(3)
-        )
-        return GpuPassMemory(partial, normed, residual)
+        # Made in inference mode, a pass outside of it could not write there.
+        with torch.inference_mode(False):
+            return cuda.allocate(capacity_bytes(needed))
+
+
+def _has(memory: "CudaMemory | None", needed: int) -> bool:
+    return memory is not None and memory.num_bytes >= needed
 
 
 class GpuPassMemory:
     """Implements PassMemory with the model's memory."""
 
-    def __init__(self, partial: Tensor, normed: Tensor, residual: Tensor):
-        """Take three tensors [tokens, hidden] that all ranks have mapped at the same places."""
-        self.partial, self.normed, self.residual = partial, normed, residual
+    def __init__(self, partial: Tensor, normed: Tensor, residual: Callable[[], Tensor]):
+        """Take tensors [tokens, hidden] that all ranks have mapped at the same places; that of the
+        residuals is made when it is asked for, on all ranks.
+        """
+        self.partial, self.normed = partial, normed
+        self._make_residual = residual
+        self._residual: Tensor | None = None
         self.open_part: GpuPart | None = None
         """Of the block that comes next or runs, until it has asked where its partial sum goes."""
+
+    @property
+    def residual(self) -> Tensor:
+        """[tokens, hidden]. Collective at the first time."""
+        if self._residual is None:
+            self._residual = self._make_residual()
+        return self._residual
 
     def part(self, start: int, stop: int) -> PassPart:
         return GpuPart(self, start, stop)
@@ -95,13 +126,18 @@ class GpuPassMemory:
 class GpuPart:
     """Implements PassPart."""
 
-    __slots__ = ("_memory", "normed", "partial", "residual")
+    __slots__ = ("_memory", "_rows", "normed", "partial")
 
     def __init__(self, memory: GpuPassMemory, start: int, stop: int):
         self._memory = memory
         self.partial = memory.partial[start:stop]
         self.normed = memory.normed[start:stop]
-        self.residual = memory.residual[start:stop]
+        self._rows = slice(start, stop)
+
+    @property
+    def residual(self) -> Tensor:
+        """[tokens of the half, hidden], complete on every rank. Collective at the first time."""
+        return self._memory.residual[self._rows]
 
     def open(self) -> None:
         self._memory.open_part = self

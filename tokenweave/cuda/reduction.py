@@ -73,9 +73,11 @@ class GpuReduction:
             residual_layout=layout,
             sm_budget=choice.num_sms or None if choice is not None else None,
         )
+        assert part is None or isinstance(part, GpuPart)
+        if part is not None and layout == "replicated":
+            _ = part.residual  # made here, where nothing has been launched yet
         start, stop = split_rows(num_tokens, self._world.size)[self._world.rank]
         assert isinstance(prepared, CudaReduction)
-        assert part is None or isinstance(part, GpuPart)
         return _GpuStep(
             self._world,
             prepared,
