@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -57,9 +58,13 @@ def enable(
     forms. Gradient checkpointing works. Padding, past_key_values, labels, dropout and
     output_attentions are refused by name when the model is called.
 
+    A model that is dealt by heads (tokenweave.parallelize) can be enabled after that: then `world`
+    has the ranks with the same heads, one of each tensor-parallel group, and all ranks of such a
+    group pass the same tokens.
+
     Args:
         model: of one of the families; changed in place.
-        world: the ranks.
+        world: the ranks that share the tokens.
         strategy: of `ring_attention`.
         deterministic: of `ring_attention`.
 
@@ -128,11 +133,9 @@ def _checked(model: "PreTrainedModel", world: "World") -> "PreTrainedModel":
         raise ConfigError(
             f"models of type {family!r} are not supported; supported: {', '.join(FAMILIES)}"
         )
-    if any(hasattr(model, name) for name in ("tokenring", "tokenweave")):
-        raise ConfigError(
-            "the model is already enabled or parallelized: call tokenring.disable or "
-            "tokenweave.restore first"
-        )
+    if hasattr(model, "tokenring"):
+        raise ConfigError("the model is already enabled: call tokenring.disable first")
+    _check_ranks(model, world)
     if not getattr(config, "is_causal", True):
         raise ConfigError("config.is_causal is False: only causal models are supported")
     if getattr(config, "output_attentions", False):
@@ -152,6 +155,22 @@ def _checked(model: "PreTrainedModel", world: "World") -> "PreTrainedModel":
         )
     base: PreTrainedModel = model.base_model
     return base
+
+
+def _check_ranks(model: "PreTrainedModel", world: "World") -> None:
+    """Refuse a ring of ranks that hold different heads of a model: what they would exchange are not
+    each other's tokens.
+    """
+    handle = getattr(model, "tokenweave", None)
+    if handle is None or handle.world.size == 1 or world.size == 1:
+        return
+    heads, tokens = (dist.get_process_group_ranks(it.group) for it in (handle.world, world))
+    if len(shared := sorted(set(heads) & set(tokens))) > 1:
+        raise ConfigError(
+            f"ranks {', '.join(map(str, shared))} share the model's heads and cannot share its "
+            "tokens as well: pass a world with one rank of each tensor-parallel group, such as the "
+            "other axis of a mesh"
+        )
 
 
 def _refuse_labels(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

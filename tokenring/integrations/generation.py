@@ -36,11 +36,12 @@ def generate(
     top_p: float = 1.0,
     partition: Partition = "zigzag",
     streamer: Streamer | None = None,
+    everyone: "World | None" = None,
 ) -> tuple[Tensor, RingCache]:
     """Return the prompt with the model's answer, the same on all ranks. Collective.
 
     The tokens of the prompt are sharded, the new ones run on every rank; the cache is sharded all
-    along. Tokens are chosen on rank 0, with its random state.
+    along. Tokens are chosen on rank 0 of `everyone`, with its random state.
 
     Args:
         model: enabled (`tokenring.enable`), in eval mode.
@@ -50,6 +51,8 @@ def generate(
         top_p: sample from this share of the probability.
         partition: of the prompt.
         streamer: gets the tokens as they come, on this rank.
+        everyone: all ranks that answer together, where the model's is one of several rings with
+            different heads; default: the ring.
 
     Returns:
         [1, tokens + new] int64, and the cache.
@@ -77,7 +80,7 @@ def generate(
     ends = _end_tokens(model)
     tokens = [prompt_ids]
     for index in range(max_new_tokens):
-        token = _choose(world, logits, temperature, top_p)
+        token = _choose(everyone or world, logits, temperature, top_p)
         tokens.append(token)
         if streamer is not None:
             streamer.put(token[0])

@@ -23,6 +23,9 @@ from tokenweave.split_plan import SplitPlan
 
 __all__ = ["MASK_FUNCTIONS", "BlockInputs", "DecoderForward"]
 
+# What is the same for every token.
+_NOT_CUT = (bool, int, float, str, type(None))
+
 MASK_FUNCTIONS = {
     "full_attention": create_causal_mask,
     "sliding_attention": create_sliding_window_causal_mask,
@@ -183,8 +186,10 @@ class DecoderForward:
         if (why := why_not_cut(cache)) is not None:
             return "nowhere", why
         for name, value in attention_kwargs.items():
-            if isinstance(value, Tensor):
-                return "nowhere", f"{name} is a tensor, of which it is not known how to cut it"
+            if not isinstance(value, _NOT_CUT):
+                return "nowhere", (
+                    f"{name} is a {type(value).__name__}, of which it is not known how to cut it"
+                )
         if not getattr(self.config, "is_causal", True) or not attention_kwargs.get(
             "is_causal", True
         ):
