@@ -4,12 +4,14 @@ Exit codes: 0 done, 1 failed (or a check found a difference), 2 the request cann
 """
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.bench_command import bench
-from launch.dispatch import Address, Launcher, LauncherOption, Nodes, check_launcher, run_with
+from launch.command import run_recipe
+from launch.generate_command import generate
 from launch.options import (
     Dtype,
     DtypeOption,
@@ -65,7 +67,7 @@ def demo(
     timeout_s: TimeoutS = 120.0,
 ) -> None:
     """Answer a prompt with a model shared by 2 processes, then measure what sharing costs."""
-    passed = _run(
+    passed = run_recipe(
         "launch.recipes.demo:run",
         model=model,
         ranks=ranks,
@@ -81,68 +83,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
-def generate(
-    model: Model,
-    prompt: Prompt,
-    ranks: Ranks = None,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 samples.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
-    dtype: DtypeOption = Dtype.AUTO,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Wrap the prompt in the model's chat template. Default: if it has one.",
-            show_default=False,
-        ),
-    ] = None,
-    ring: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of processes that share the tokens of prompt and cache, each with the "
-            "whole model; instead of --ranks.",
-            show_default=False,
-        ),
-    ] = None,
-    launcher: LauncherOption = Launcher.TORCHRUN,
-    address: Address = None,
-    nodes: Nodes = 1,
-    threads: Threads = None,
-    pin: Pin = None,
-    timeout_s: TimeoutS = 60.0,
-) -> None:
-    """Write a model's answer to stdout, as it comes; everything else goes to stderr."""
-    if top_p < 1.0 and temperature == 0.0:
-        raise typer.BadParameter("--top-p needs a --temperature above 0: greedy has no choice")
-    if ring is not None and ranks is not None:
-        raise typer.BadParameter("--ring shares the tokens, --ranks the model: give one of them")
-    check_launcher(launcher, address, nodes, pin)
-    _run(
-        "launch.recipes.generate:run" if ring is None else "launch.recipes.generate_ring:run",
-        launcher=launcher,
-        address=address,
-        nodes=nodes,
-        model=model,
-        ranks=ranks if ring is None else ring,
-        threads=threads,
-        pin=pin,
-        timeout_s=timeout_s,
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        dtype=dtype.value,
-        chat=chat,
-    )
+app.command()(generate)
 
 
 @app.command()
@@ -170,7 +111,7 @@ def verify(
     """Compare the shared model with the same model in one process, in fp32 and in bf16."""
     refuse_unused(context, is_attention=attention, is_ring=ring)
     if attention:
-        passed = _run(
+        passed = run_recipe(
             "launch.recipes.verify_attention:run",
             model=None,
             ranks=ranks,
@@ -189,7 +130,7 @@ def verify(
             softcap=softcap,
         )
     elif ring:
-        passed = _run(
+        passed = run_recipe(
             "launch.recipes.verify_ring:run",
             model=model,
             ranks=ranks,
@@ -201,7 +142,7 @@ def verify(
             partition=partition.value,
         )
     else:
-        passed = _run(
+        passed = run_recipe(
             "launch.recipes.verify:run",
             model=model,
             ranks=ranks,
@@ -235,47 +176,10 @@ def doctor(
 add_plan_commands(app)
 
 
-def _run(
-    recipe: str,
-    *,
-    model: str | None,
-    ranks: int | None,
-    threads: int | None,
-    pin: bool | None,
-    timeout_s: float,
-    default_ranks: int = 2,
-    launcher: Launcher = Launcher.TORCHRUN,
-    address: str | None = None,
-    nodes: int = 1,
-    **args: object,
-) -> object:
-    """Prepare the model, if there is one, run a recipe on its ranks; return rank 0's result."""
-    from launch.console import ConsoleReporter
-    from launch.job import JobSpec
-    from launch.models import prepare_model
-    from launch.report import SilentReporter
-    from launch.torchrun import choose_ranks, is_quiet_rank
-
-    reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
-    num_ranks = choose_ranks(ranks, max(default_ranks, nodes))
-    if model is not None:
-        args["model"] = str(prepare_model(model, reporter))
-    spec = JobSpec(
-        recipe=recipe,
-        ranks=num_ranks,
-        nodes=nodes,
-        args=args,
-        timeout_s=timeout_s,
-        num_threads=threads,
-        pin=pin,
-    )
-    return run_with(launcher, spec, reporter, address)
-
-
-def main() -> None:
-    """Run the command line and exit."""
+def main(command: Callable[[], object] = app) -> None:
+    """Run the command line, or another command that fails like it, and exit."""
     try:
-        app()
+        command()
     except Exception as error:
         from launch.failure import JobFailedError, describe
 

@@ -5,6 +5,7 @@ file of its own (JSON, no pickle); whoever started the ranks reads all of them a
 """
 
 import json
+import threading
 import time
 import traceback
 from collections.abc import Iterable
@@ -52,6 +53,9 @@ class Failure:
     details: str = ""
     """Traceback, or the last lines that the rank wrote."""
 
+    host: str | None = None
+    """Of a job on several."""
+
     time_s: float = 0.0
     """When it happened, on the host's monotonic clock, which all its processes share."""
 
@@ -65,8 +69,9 @@ class Failure:
         """What happened, in one line."""
         if self.kind is FailureKind.USER:
             return self.message
-        place = "" if self.rank is None else f"rank {self.rank} failed: "
-        return f"{place}{self.error}: {self.message}"
+        who = [] if self.rank is None else [f"rank {self.rank}"]
+        who += [] if self.host is None else [f"on {self.host}"]
+        return f"{' '.join([*who, 'failed: ']) if who else ''}{self.error}: {self.message}"
 
 
 class JobFailedError(Exception):
@@ -106,14 +111,25 @@ def root_cause(failures: Iterable[Failure]) -> Failure:
 
 def write_failure(failure: Failure, path: Path) -> None:
     """Leave a failure for the process that started this rank. Readers see all of it or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(failure)))
+    # Two threads of a rank may come here at once.
+    partial = path.with_suffix(f".partial-{threading.get_native_id()}")
+    partial.write_text(to_json(failure))
     partial.replace(path)
+
+
+def to_json(failure: Failure) -> str:
+    """Return a failure as text that `from_json` reads."""
+    return json.dumps(asdict(failure))
+
+
+def from_json(text: str | bytes) -> Failure:
+    """Return the failure that `to_json` wrote."""
+    fields = json.loads(text)
+    return Failure(**{**fields, "kind": FailureKind(fields["kind"])})
 
 
 def read_failure(path: Path) -> Failure | None:
     """Return what a rank has left, None if it has left nothing."""
     if not path.is_file():
         return None
-    fields = json.loads(path.read_text())
-    return Failure(**{**fields, "kind": FailureKind(fields["kind"])})
+    return from_json(path.read_text())

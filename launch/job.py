@@ -3,6 +3,7 @@
 A `JobSpec` is plain data, so that any launcher (torchrun, a Ray gang) can carry it to a rank.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from tokenfabric.errors import ConfigError
 
 _RECIPE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_AXES = ("dp", "ring", "tp")
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -24,7 +26,12 @@ class JobSpec:
     """Number of ranks, at least 1."""
 
     nodes: int = 1
-    """Nodes that share the ranks equally; more than 1 on Ray only."""
+    """Nodes that share the ranks equally."""
+
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    """Ranks along each axis, of which they are the product: "dp", "ring" and "tp". Ranks that
+    follow each other are neighbours along the last of them, so that "tp" lies inside a node. Empty:
+    the recipe decides."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of the ranks' processes, beside those that the launcher sets; on Ray only."""
@@ -57,6 +64,7 @@ class JobSpec:
             raise ConfigError(
                 f"nodes must be at least 1 and share {self.ranks} ranks equally, got {self.nodes}"
             )
+        self._check_mesh()
         if not self.timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0 seconds, got {self.timeout_s}")
         if self.max_restarts < 0:
@@ -71,6 +79,22 @@ class JobSpec:
                     f"args[{name!r}] must be plain data (str, int, float, bool, None or a list of "
                     f"them) to travel to another process, got {type(value).__name__}"
                 )
+
+    def _check_mesh(self) -> None:
+        if unknown := [name for name in self.mesh if name not in _AXES]:
+            raise ConfigError(f"mesh has axes {', '.join(_AXES)}, got {unknown[0]!r}")
+        if small := [name for name, size in self.mesh.items() if size < 1]:
+            raise ConfigError(f"mesh axis {small[0]} must be at least 1, got {self.mesh[small[0]]}")
+        if self.mesh and math.prod(self.mesh.values()) != self.ranks:
+            raise ConfigError(
+                f"{describe_mesh(self.mesh)} is {math.prod(self.mesh.values())} ranks, but there "
+                f"are {self.ranks}"
+            )
+        if self.ranks_per_node % (tp := self.mesh.get("tp", 1)):
+            raise ConfigError(
+                f"tp {tp} must lie inside a node, whose {self.ranks_per_node} rank(s) it does not "
+                "divide: take fewer --nodes or another --tp"
+            )
 
     def with_args(self, **args: object) -> "JobSpec":
         """Return the same job with more arguments."""
@@ -89,6 +113,11 @@ class JobSpec:
     def function(self) -> str:
         """The recipe's name in its module."""
         return self.recipe.partition(":")[2]
+
+
+def describe_mesh(mesh: Mapping[str, int]) -> str:
+    """Return a mesh in words: "dp 2 x ring 4"."""
+    return " x ".join(f"{name} {size}" for name, size in mesh.items())
 
 
 def threads_per_rank(num_cores: int, ranks: int) -> int:

@@ -8,25 +8,33 @@ ranks after 5 s instead of 15 s).
 """
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.failure import FailureKind, JobFailedError, describe
-from launch.job import JobSpec
+from launch.interface import interface_of
+from launch.job import JobSpec, describe_mesh
+from launch.job_folder import job_folder
+from launch.nodes import NodePlace
 from tokenfabric.cores import plan_on_this_host
 from tokenfabric.env import rank_info_from_env
 from tokenfabric.errors import ConfigError, TopologyError
 from tokenfabric.log import LOGGER_NAME
 from tokenfabric.placement import PlacementPlan
 
+if TYPE_CHECKING:
+    from launch.meeting import Meeting
+
 DEFAULT_RANKS = 2
+
+_LOOPBACK = "127.0.0.1"
 
 # Above any activation of one layer, below what would matter if it were never given back.
 _MALLOC_KEEP_BYTES = 1 << 30
@@ -36,19 +44,30 @@ _MALLOC_KEEP_BYTES = 1 << 30
 _OPENMP_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
-def choose_ranks(asked: int | None, default: int = DEFAULT_RANKS) -> int:
+def choose_ranks(
+    asked: int | None, default: int = DEFAULT_RANKS, mesh: Mapping[str, int] | None = None
+) -> int:
     """Return the number of ranks: torchrun's below torchrun, else what was asked, else the default.
+
+    Args:
+        asked: by --ranks; None: nobody did.
+        default: number of ranks otherwise.
+        mesh: axes that ranks were asked for instead, see `JobSpec.mesh`.
 
     Raises:
         ConfigError: torchrun started another number than was asked for.
     """
+    words = f"--ranks {asked}"
+    if mesh:
+        asked = math.prod(mesh.values())
+        words = f"{describe_mesh(mesh)} ({asked} ranks)"
     info = rank_info_from_env()
     if info is None:
         return default if asked is None else asked
     if asked not in (None, info.world_size):
         raise ConfigError(
-            f"--ranks {asked} was asked for, but torchrun started {info.world_size}: drop --ranks, "
-            f"or use --nproc-per-node {asked}"
+            f"{words} was asked for, but torchrun started {info.world_size}: drop it, or use "
+            f"--nproc-per-node {asked}"
         )
     return info.world_size
 
@@ -59,23 +78,33 @@ def is_quiet_rank() -> bool:
     return info is not None and info.rank != 0
 
 
-def run_job(spec: JobSpec) -> object:
+def run_job(spec: JobSpec, place: NodePlace | None = None) -> object:
     """Run a job to its end and return what its recipe returned on rank 0.
 
+    Args:
+        spec: the job.
+        place: of this host among several nodes, each of which calls this; they return None but for
+            node 0.
+
     Raises:
-        ConfigError: torchrun's ranks cannot be pinned or started again here, the job is one for
-            Ray, or OMP_NUM_THREADS is no number.
-        TopologyError: the ranks were to be pinned and cannot be.
+        ConfigError: torchrun's ranks cannot be pinned or started again here, it started several
+            nodes already, the job is one for Ray, or OMP_NUM_THREADS is no number.
+        TopologyError: the ranks were to be pinned and cannot be, or the nodes do not meet.
         JobFailedError: with the first failing rank's own error; no rank is left running.
     """
-    if spec.nodes > 1 or spec.environment:
+    if spec.environment or (spec.nodes > 1) != (place is not None):
         raise ConfigError(
-            f"nodes={spec.nodes} and environment={dict(spec.environment)} are for Ray: start "
-            "torchrun on each host, see launch/cluster/torchrun_two_hosts.sh, or use Ray"
+            f"nodes={spec.nodes} without a place among them, or environment="
+            f"{dict(spec.environment)}: these are for Ray"
         )
     info = rank_info_from_env()
+    if info is not None and place is not None:
+        raise ConfigError(
+            f"--nodes {spec.nodes} was asked for, but torchrun started these ranks, and knows the "
+            "nodes: drop --nodes, --node-rank and --rendezvous"
+        )
     if info is None and (spec.ranks > 1 or spec.max_restarts):
-        return _run_until_done(spec)
+        return _run_until_done(spec, place)
     if info is not None and spec.pin:
         raise ConfigError(
             "--pin was asked for, but torchrun started these ranks, and where they run is its "
@@ -112,10 +141,17 @@ def rank_environment(num_threads: int) -> dict[str, str]:
     }
 
 
-def _run_until_done(spec: JobSpec) -> object:
+def _run_until_done(spec: JobSpec, place: NodePlace | None) -> object:
+    # Before the nodes wait for each other.
+    placement = _choose_placement(spec)
+    meeting = None
+    if place is not None:
+        from launch.meeting import Meeting
+
+        meeting = Meeting(place, spec)
     for restarts_left in range(spec.max_restarts, -1, -1):
         try:
-            return _run_on_new_ranks(spec)
+            return _run_on_new_ranks(spec, placement, meeting, spec.max_restarts - restarts_left)
         except JobFailedError as error:
             if error.failure.kind is FailureKind.USER or restarts_left == 0:
                 raise
@@ -126,20 +162,36 @@ def _run_until_done(spec: JobSpec) -> object:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _run_on_new_ranks(spec: JobSpec) -> object:
-    placement = _choose_placement(spec)
+def _run_on_new_ranks(
+    spec: JobSpec, placement: PlacementPlan, meeting: "Meeting | None", attempt: int
+) -> object:
     with (
         environment_of_children(
             rank_environment(placement.num_threads),
             dropped=_OPENMP_BINDING if placement.is_pinned else (),
         ),
-        tempfile.TemporaryDirectory(prefix="tokenfabric-job-") as folder,
+        job_folder() as folder,
     ):
         # The server imports beside this process: start it before importing torch here.
         _start_server(["launch.elastic", "launch.rank", spec.module])
         from launch.elastic import run_elastic
+        from launch.rendezvous import GangRendezvous
 
-        return run_elastic(spec, placement, Path(folder))
+        if meeting is None:
+            rendezvous, address = GangRendezvous.alone(), _LOOPBACK
+        else:
+            rendezvous, address = meeting.attempt(attempt), meeting.address()
+        return run_elastic(spec, placement, folder, rendezvous, _interface_environment(address))
+
+
+def _interface_environment(address: str) -> dict[str, str]:
+    """Return the variable that keeps gloo on the interface with an address, unless a user set it.
+
+    By itself gloo takes the interface that the host's name leads to.
+    """
+    name = interface_of(address)
+    is_set = "GLOO_SOCKET_IFNAME" in os.environ
+    return {} if is_set or name is None else {"GLOO_SOCKET_IFNAME": name}
 
 
 def _choose_placement(spec: JobSpec) -> PlacementPlan:
@@ -148,7 +200,7 @@ def _choose_placement(spec: JobSpec) -> PlacementPlan:
     num_threads = spec.num_threads
     if num_threads is None and setting is not None:
         num_threads = _number_of_threads(setting)
-    placement = plan_on_this_host(spec.ranks, num_threads)
+    placement = plan_on_this_host(spec.ranks_per_node, num_threads)
     if spec.pin is False:
         return placement.without_pinning("--no-pin was asked for")
     if spec.pin and not placement.is_pinned:

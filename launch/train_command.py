@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from launch.dispatch import Address, Launcher, LauncherOption, Nodes
+from launch.dispatch import (
+    Address,
+    Launcher,
+    LauncherOption,
+    NodeRank,
+    Nodes,
+    RendezvousOption,
+)
 from launch.options import Model, Pin, Threads, TimeoutS
 
 
@@ -72,6 +79,8 @@ def train(
     launcher: LauncherOption = Launcher.TORCHRUN,
     address: Address = None,
     nodes: Nodes = 1,
+    node_rank: NodeRank = None,
+    rendezvous: RendezvousOption = None,
     threads: Threads = None,
     pin: Pin = None,
     timeout_s: TimeoutS = 600.0,
@@ -107,6 +116,8 @@ def train(
         launcher=launcher,
         address=address,
         nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
         max_restarts=max_restarts,
         num_threads=threads,
         pin=pin,

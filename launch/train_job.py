@@ -5,14 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch.console import ConsoleReporter
-from launch.dispatch import Launcher, check_launcher, require_ray
+from launch.dispatch import Launcher, choose_launcher, require_ray
 from launch.job import JobSpec
 from launch.models import prepare_model
 from launch.report import Reporter, SilentReporter
-from launch.torchrun import is_quiet_rank, run_job
+from launch.torchrun import choose_ranks, is_quiet_rank, run_job
 from launch.training.config import TrainConfig
 from launch.training.documents import check_files
-from tokenfabric.env import rank_info_from_env
 from tokenfabric.errors import ConfigError
 
 
@@ -26,6 +25,8 @@ def train(
     launcher: str = Launcher.TORCHRUN,
     address: str | None = None,
     nodes: int = 1,
+    node_rank: int | None = None,
+    rendezvous: str | None = None,
     max_restarts: int = 0,
     num_threads: int | None = None,
     pin: bool | None = None,
@@ -45,7 +46,9 @@ def train(
         eval_data: like data, never learned from.
         launcher: "torchrun" (processes of this host, or torchrun's own below it) or "ray".
         address: of the Ray cluster; None: one on this host, for this run.
-        nodes: of the Ray cluster.
+        nodes: of the Ray cluster, or hosts that call this each.
+        node_rank: which of them this host is, without Ray.
+        rendezvous: "host:port" of node 0, where they meet, without Ray.
         max_restarts: how often all ranks start again after one has died.
         num_threads: of each rank.
         pin: whether each rank runs on cores of its own.
@@ -60,20 +63,22 @@ def train(
         JobFailedError: with the first failing rank's own error; no rank is left running.
     """
     try:
-        chosen = Launcher(launcher)
+        known = Launcher(launcher)
     except ValueError:
         raise ConfigError(
             f"launcher is {launcher!r}: choose one of {', '.join(Launcher)}"
         ) from None
-    check_launcher(chosen, address, nodes, pin)
+    chosen = choose_launcher(known, address, nodes, node_rank, rendezvous, pin)
     check_files([*data, *eval_data])
-    _check_started_ranks(config)
-    reporter: Reporter = SilentReporter() if is_quiet_rank() else ConsoleReporter()
+    is_quiet = is_quiet_rank() or not chosen.is_first
+    reporter: Reporter = SilentReporter() if is_quiet else ConsoleReporter()
     folder = Path(output).absolute()
+    mesh = {"dp": config.dp, "ring": config.ring}
     spec = JobSpec(
         recipe="launch.recipes.train:run",
-        ranks=config.world_size,
+        ranks=choose_ranks(None, mesh=mesh),
         nodes=nodes,
+        mesh=mesh,
         args={
             "model": str(prepare_model(model, reporter)),
             # Workers on other nodes start in other folders.
@@ -87,23 +92,12 @@ def train(
         pin=pin,
         max_restarts=max_restarts,
     )
-    if chosen is Launcher.RAY:
+    if known is Launcher.RAY:
         require_ray()
         from launch.ray.training import train_on_ray
 
         train_on_ray(spec, address=address, folder=str(folder))
     else:
-        run_job(spec)
+        run_job(spec, chosen.place)
     reporter.note(f"the model is in {folder / 'model'}")
     return folder / "model"
-
-
-def _check_started_ranks(config: TrainConfig) -> None:
-    """Refuse ranks that torchrun started in another number than the mesh has."""
-    info = rank_info_from_env()
-    if info is not None and info.world_size != config.world_size:
-        raise ConfigError(
-            f"dp {config.dp} x ring {config.ring} is {config.world_size} ranks, but torchrun "
-            f"started {info.world_size}: pass a mesh of {info.world_size}, or start "
-            f"{config.world_size}"
-        )

@@ -75,7 +75,7 @@ def started_ranks(spec: JobSpec) -> Iterator[list[Rank]]:
                     ).remote(environment)
             first = first_bundle(node_names)
             host = node_names[first].partition("/")[0]
-            port = _started(actors[first, 0].listen.remote(host, spec.ranks), host)
+            port = _started(actors[first, 0].listen.remote(host), host)
             infos = assign_ranks(
                 node_names, spec.ranks_per_node, master_addr=host, master_port=port
             )

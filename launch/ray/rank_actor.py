@@ -2,7 +2,6 @@
 
 import os
 import queue
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -31,19 +30,14 @@ class RankActor:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
 
-    def listen(self, host: str, world_size: int) -> int:
+    def listen(self, host: str) -> int:
         """Open the ranks' store on one interface of this node; return its port.
 
         The socket stays open from here on: nobody else can take the port meanwhile.
         """
-        from torch._C._distributed_c10d import TCPStore
+        from launch.store import open_store
 
-        listener = socket.create_server((host, 0))
-        port = int(listener.getsockname()[1])
-        self._store = TCPStore(
-            host_name=host, port=port, world_size=world_size, is_master=True,
-            wait_for_workers=False, master_listen_fd=listener.detach(),
-        )  # fmt: skip
+        self._store, port = open_store(host)
         return port
 
     def run(self, spec: JobSpec, info: RankInfo) -> Iterator[Event]:

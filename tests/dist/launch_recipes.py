@@ -55,6 +55,14 @@ def meet_for_ever(world: World, reporter: Reporter, folder: str) -> None:
         world.barrier()
 
 
+def one_dies_while_others_compute(world: World, reporter: Reporter) -> None:
+    """The last rank is killed; no other one waits for it."""
+    world.barrier()
+    if world.rank == world.size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(120)
+
+
 def sleep(world: World, reporter: Reporter, folder: str) -> None:
     """Say that this rank runs, and under which id, then sleep until it is told to stop."""
     with contextlib.suppress(FileExistsError), open(f"{folder}/{world.rank}", "x") as file:

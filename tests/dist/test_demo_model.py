@@ -1,16 +1,16 @@
 """The demo model: its GGUF file becomes a checkpoint that talks like the original."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.models import prepare_model
+from launch.recipes.text import encode_prompt
 from launch.report import SilentReporter
-from tests.house.tree import ROOT
-from tokenweave.integrations.unsharded import load_tokenizer
+from tests.dist.command import run
+from tokenweave.integrations.unsharded import load_tokenizer, load_unsharded
 
 pytestmark = [
     pytest.mark.demo,
@@ -46,23 +46,24 @@ def test_tokenizer_is_the_instruct_models(folder: Path) -> None:
 def test_two_ranks_know_the_capital_of_france(folder: Path) -> None:
     """The whole way: weights, shards, template, stop token, text."""
     prompt = ("--prompt", "What is the capital of France?", "--max-new-tokens", "32")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "launch",
-            "generate",
-            "--model",
-            str(folder),
-            "--ranks",
-            "2",
-            *prompt,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    done = run("generate", "--model", str(folder), "--ranks", "2", *prompt)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "The capital of France is Paris.\n"
+
+
+def test_heads_and_tokens_on_four_ranks_answer_as_one_process(folder: Path) -> None:
+    """The same tokens in fp32: tensor parallel by two, the prompt and its cache in two shares."""
+    prompt = "Why do rivers wind? Explain."
+    tokenizer = load_tokenizer(folder)
+    ids = encode_prompt(tokenizer, prompt)
+    alone = load_unsharded(folder, torch.float32)
+    tokens = alone.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False
+    )
+    expected = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+    done = run(
+        "generate", "--model", str(folder), "--tp", "2", "--ring", "2", "--dtype", "fp32",
+        "--prompt", prompt, "--max-new-tokens", "20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{expected}\n"

@@ -134,7 +134,7 @@ def test_options_reach_the_job(
 ) -> None:
     """As the user wrote them."""
     specs: list[JobSpec] = []
-    monkeypatch.setattr(torchrun, "run_job", specs.append)
+    monkeypatch.setattr(torchrun, "run_job", lambda spec, place: specs.append(spec))
     folder = str(write_checkpoint(tmp_path_factory.mktemp("model") / "m"))
     done = CliRunner().invoke(app, ["generate", "--model", folder, "--prompt", "a", *args])
     assert done.exit_code == 0, done.output

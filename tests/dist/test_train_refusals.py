@@ -76,7 +76,7 @@ def processes_with(mark: str) -> Iterator[str]:
     [
         (("--context", "1"), "context is 1"),
         (("--dp", "2", "--rows-per-step", "3"), "multiple of dp 2"),
-        (("--nodes", "2"), "need --launcher ray"),
+        (("--nodes", "2"), "run this command on each of them"),
         (("--launcher", "ray", "--pin"), "--pin is for processes of this host"),
         (("--data", "/no/such/file"), "there is no such file or folder"),
         (("--data", "{empty}/empty.txt"), "the file is empty"),
@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line(
 def test_torchrun_must_start_the_mesh(job: dict[str, Any], tmp_path: Path) -> None:
     environment = {**RANK_0_OF_2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     said = refuse(job, tmp_path, ("--ring", "4"), environment)
-    assert "dp 1 x ring 4 is 4 ranks, but torchrun started 2" in said
+    assert "dp 1 x ring 4 (4 ranks) was asked for, but torchrun started 2" in said
 
 
 def test_a_taken_port_is_named(job: dict[str, Any], tmp_path: Path) -> None:

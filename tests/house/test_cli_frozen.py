@@ -10,11 +10,13 @@ OPTIONS = {
     "--timeout-s",
     "doctor": "--json",
     "generate": "--address --chat --dtype --launcher --max-new-tokens --model --no-chat --no-pin "
-    "--nodes --pin --prompt --ranks --ring --seed --temperature --threads --timeout-s --top-p",
+    "--node-rank --nodes --pin --prompt --ranks --rendezvous --ring --seed --temperature --threads "
+    "--timeout-s --top-p --tp",
     "train": "--address --checkpoint-every --context --data --dp --dtype --eval-data --eval-every "
     "--eval-rows --keep-checkpoints --launcher --learning-rate --max-gradient-norm --max-restarts "
-    "--min-learning-rate --model --no-pin --no-recompute --nodes --output --pin --recompute --ring "
-    "--rows-per-step --seed --steps --threads --timeout-s --warmup-steps --weight-decay",
+    "--min-learning-rate --model --no-pin --no-recompute --node-rank --nodes --output --pin "
+    "--recompute --rendezvous --ring --rows-per-step --seed --steps --threads --timeout-s "
+    "--warmup-steps --weight-decay",
     "plan": "--alignment --batch --device-table --explain --gpu --model --past --tokens --tp",
     "trace": "--alignment --batch --device-table --gpu --model --output --past --tokens --tp",
     "verify": "--attention --causal --dtype --head-dim --heads --kv-heads --max-new-tokens --model "

@@ -16,7 +16,7 @@ PLANNERS_OF = {
     "tokenring": "blocks capability check check_coverage choose cost decode_plan direction explain "
     "inputs kernels lower mask movement partition plan positions problem push rank_plan reach "
     "relay results runs tiles topology windows",
-    "launch": "job",
+    "launch": "job nodes",
     "launch.doctor": "cpu_paths execution_path findings gpu_paths machine model_paths requirements",
 }
 PLANNERS = {f"{head}.{name}" for head, names in PLANNERS_OF.items() for name in names.split()}

@@ -49,6 +49,24 @@ def test_negative_restarts_are_refused() -> None:
         JobSpec(recipe="a:b", ranks=1, max_restarts=-1)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "mesh", "says"),
+    [
+        (1, {"ring": 2, "tp": 3}, "ring 2 x tp 3 is 6 ranks, but there are 4"),
+        (1, {"pp": 4}, "mesh has axes dp, ring, tp, got 'pp'"),
+        (1, {"ring": -2, "tp": -2}, "mesh axis ring must be at least 1, got -2"),
+        (2, {"tp": 4}, r"tp 4 must lie inside a node, whose 2 rank\(s\)"),
+    ],
+)
+def test_a_mesh_that_the_ranks_are_not_is_refused(
+    nodes: int, mesh: dict[str, int], says: str
+) -> None:
+    """Before a rank starts; a ring may span nodes."""
+    with pytest.raises(ValueError, match=says):
+        JobSpec(recipe="a:b", ranks=4, nodes=nodes, mesh=mesh)
+    assert JobSpec(recipe="a:b", ranks=4, nodes=2, mesh={"ring": 2, "tp": 2}).ranks_per_node == 2
+
+
 def test_arguments_are_plain_data() -> None:
     """What a spec carries survives the way to another process."""
     spec = JobSpec(recipe="a:b", ranks=3, args={"prompt": "$$ ${x}", "seeds": [1, None, 2.5]})
