@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.failure import describe
 from launch.job import JobSpec
+from launch.ray.fate import end_with_raylet
 from launch.report import Reporter, SilentReporter, Table
 from tokenfabric.env import RankInfo
 
@@ -26,6 +27,7 @@ class RankActor:
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Set variables that are read when modules are imported."""
         os.environ.update(environment)
+        end_with_raylet()
         self._store: Any = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()

@@ -14,6 +14,7 @@ from launch.job import JobSpec
 from launch.rank import load_recipe
 from launch.ray.assignment import check_room
 from launch.ray.cluster import connected, node_resources
+from launch.ray.fate import end_with_raylet
 from launch.report import SilentReporter, Table
 from launch.torchrun import rank_environment
 from tokenfabric.world import World
@@ -61,6 +62,7 @@ def train_on_ray(spec: JobSpec, *, address: str | None, folder: str) -> None:
 
 
 def _rank(config: dict[str, Any]) -> None:
+    end_with_raylet()
     spec: JobSpec = config["spec"]
     recipe = load_recipe(spec)
     is_first = train.get_context().get_world_rank() == 0
