@@ -72,6 +72,10 @@ types: $(VENV)/.dev ## mypy
 bench: $(VENV)/.test ## measure the fused all-reduce + norm against gloo (ARGS=...)
 	$(bin)/python benchmarks/bench_allreduce_rmsnorm.py $(ARGS)
 
+.PHONY: fault-matrix
+fault-matrix: $(VENV)/.test ## kill every part of a job once and write down what happens, 15 minutes (ARGS=... words)
+	$(bin)/python -m tests.faults $(ARGS)
+
 # The virtual environment's python if there is one, else PYTHON: nothing is installed for this.
 GPU_PYTHON ?= $(firstword $(wildcard $(bin)/python) $(PYTHON))
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_ranks_stand_node_by_node(cluster: object) -> None:
 def test_a_model_answers_on_ray_as_on_this_host(
     cluster: object, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The same recipe by both launchers; rank 0 is heard while it runs."""
+    """The same recipes by both launchers, heads on a node and tokens across too; rank 0 is heard
+    while it runs.
+    """
     model = write_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
     spec = JobSpec(
         recipe="launch.recipes.generate:run", ranks=2, nodes=2, timeout_s=30.0,
@@ -96,13 +99,20 @@ def test_a_model_answers_on_ray_as_on_this_host(
     assert "".join(heard.pieces) == here.stdout
     assert len(heard.pieces) > 1
     assert any("TP=2" in note for note in heard.notes)
+    both = Heard()
+    recipe, mesh = "launch.recipes.generate_ring:run", {"ring": 2, "tp": 2}
+    gang.run_on_ray(replace(spec, recipe=recipe, ranks=4, mesh=mesh).with_args(tp=2), both)
+    assert both.pieces == heard.pieces
+    assert any("TP=2, ring of 2" in note for note in both.notes)
     assert_nothing_left()
 
 
 def test_a_gang_keeps_its_model_and_answers_in_batches(
     cluster: object, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Prompts of different lengths in one batch answer as alone; errors end the gang, once."""
+    """Prompts of different lengths in one batch answer as alone, and each batch when it is done;
+    errors end the gang, once.
+    """
     model = str(write_checkpoint(tmp_path_factory.mktemp("model") / "tiny"))
     prompts = ["Hello", "a much longer prompt than the other ones", "?"]
     how = {"max_new_tokens": 8}
@@ -113,8 +123,11 @@ def test_a_gang_keeps_its_model_and_answers_in_batches(
         assert alone == [together[0]]
         with pytest.raises(ConfigError, match="batch_size is 0"):
             gang_.generate(prompts, batch_size=0)
-        with pytest.raises(JobFailedError):
-            list(gang_.generate(prompts, temperature=-1.0))
+        # The second batch cannot be answered: the first was not held back for it.
+        answers = gang_.generate([*prompts[:2], ""], batch_size=2, **how)
+        assert [next(answers).text for _ in range(2)] == [together[0], together[1]]
+        with pytest.raises(JobFailedError, match="the prompt is empty"):
+            next(answers)
         with pytest.raises(ConfigError, match="the gang is not open"):
             gang_.generate(prompts)
     assert_nothing_left()
