@@ -1,0 +1,175 @@
+"""What a launcher costs: from its start to the first training step, and on each step.
+
+    python -m benchmarks.bench_launchers            # about three minutes on two idle cores
+    python -m benchmarks.bench_launchers --quick    # one run of each, nothing is written
+
+Every run is `tokenfabric train` as a process of its own on a small random Llama, two ranks with one
+thread each. Launchers take turns, in another order each round; files are in the page cache after a
+run that does not count.
+"""
+
+import argparse
+import json
+import statistics
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tokenfabric.testing.bench_report import (
+    Environment,
+    describe_environment,
+    environment,
+    format_seconds,
+)
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_STEPS, _CONTEXT = 12, 512
+# The first steps allocate and compile nothing, but touch memory for the first time.
+_WARM_STEPS = 2
+_LAUNCHERS = {
+    "torchrun": ("--launcher", "torchrun"),
+    "torchrun again": ("--launcher", "torchrun"),
+    "ray": ("--launcher", "ray"),
+}
+_ALLOWED_S = {"torchrun": 15.0, "torchrun again": 15.0, "ray": 30.0}
+_SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": _CONTEXT,
+}
+
+
+@dataclass(slots=True)
+class Runs:
+    """What one launcher's runs took, seconds."""
+
+    first_step_s: list[float] = field(default_factory=list)
+    """From the start of the process until the first step begins."""
+    step_s: list[float] = field(default_factory=list)
+    """Steps after the warm ones, of all runs."""
+    whole_s: list[float] = field(default_factory=list)
+    """Until the process ends."""
+
+
+def main() -> None:
+    """Parse the command line, measure, show the table and write the result files."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
+    options = parser.parse_args()
+    found = {name: Runs() for name in _LAUNCHERS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, text = _write_inputs(folder)
+        _run(("--launcher", "torchrun"), model, text, folder / "warm", Runs())
+        for number in range(1 if options.quick else options.rounds):
+            names = list(_LAUNCHERS)
+            for launcher in names[number % len(names) :] + names[: number % len(names)]:
+                output = folder / f"{launcher.replace(' ', '-')}-{number}"
+                _run(_LAUNCHERS[launcher], model, text, output, found[launcher])
+    facts = environment(_REPOSITORY)
+    page = _page(facts, found)
+    sys.stdout.write(page)
+    if not options.quick:
+        path = options.directory / f"launchers_{facts.machine}_{facts.month}.md"
+        path.write_text(page)
+        record = {"environment": asdict(facts), "runs": {k: asdict(v) for k, v in found.items()}}
+        path.with_suffix(".json").write_text(json.dumps(record) + "\n")
+        sys.stdout.write(f"wrote {path} and .json\n")
+
+
+def _write_inputs(folder: Path) -> tuple[Path, Path]:
+    """Write a random model whose tokens are characters, and a text."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    characters = ["\n", "\x03", *string.printable[:95]]
+    vocabulary = {character: index for index, character in enumerate(dict.fromkeys(characters))}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_SIZES, vocab_size=len(vocabulary)))
+    model.save_pretrained(folder / "model")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(vocabulary, merges=[])), eos_token="\x03"
+    )
+    tokenizer.save_pretrained(folder / "model")
+    text = folder / "text.txt"
+    text.write_text("the ring goes round and round. " * (2 * _CONTEXT))
+    return folder / "model", text
+
+
+def _run(how: Sequence[str], model: Path, text: Path, output: Path, into: Runs) -> None:
+    """Train once; note when the first step began and what each took."""
+    command = [
+        sys.executable, "-m", "launch", "train", *how, "--model", str(model), "--data", str(text),
+        "--output", str(output), "--context", str(_CONTEXT), "--steps", str(_STEPS), "--ring", "2",
+        "--dtype", "fp32", "--threads", "1", "--learning-rate", "1e-4",
+    ]  # fmt: skip
+    metrics = output / "metrics.jsonl"
+    started_s = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=_REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.01)
+        first_line_s = time.monotonic() - started_s
+        _, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{said}")
+    steps = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()]
+    into.first_step_s.append(first_line_s - steps[0])
+    into.step_s += steps[_WARM_STEPS:]
+    into.whole_s.append(time.monotonic() - started_s)
+
+
+def _page(facts: Environment, found: dict[str, Runs]) -> str:
+    baseline = statistics.median(found["torchrun"].step_s)
+    lines = [
+        "| launcher | start to first step | worst | allowed | step | p25-p75 | of torchrun's "
+        "| whole run | runs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, runs in found.items():
+        low, step, high = statistics.quantiles(runs.step_s, n=4)
+        cells = (
+            name,
+            f"{statistics.median(runs.first_step_s):.1f} s",
+            f"{max(runs.first_step_s):.1f} s",
+            f"{_ALLOWED_S[name]:g} s",
+            format_seconds(step),
+            f"{format_seconds(low)}-{format_seconds(high)}",
+            f"{step / baseline:.3f}",
+            f"{statistics.median(runs.whole_s):.1f} s",
+            str(len(runs.whole_s)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    return f"""\
+# What a launcher costs
+
+{describe_environment(facts)}
+
+`tokenfabric train` on a random Llama (hidden 256, 4 layers, fp32), {_CONTEXT} tokens, ring of 2,
+one thread a rank, {_STEPS} steps; without `--address`, so that Ray's time includes starting a
+cluster. Start to first step: from the start of the command's process, imports and loading the
+model included. Times are medians; steps are those after the first {_WARM_STEPS} of each run.
+`torchrun again` is the same command once more: a difference within it means nothing here.
+
+{table}
+
+Again: `python -m benchmarks.bench_launchers`.
+"""
+
+
+if __name__ == "__main__":
+    main()
