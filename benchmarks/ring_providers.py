@@ -180,8 +180,7 @@ def _work(plan: RingPlan) -> tuple[RankPlan, ...]:
         replace(
             part,
             steps=tuple(
-                replace(
-                    step,
+                step._replace(
                     sends=tuple(map(unnamed, step.sends)),
                     arrivals=tuple(
                         arrival._replace(transfer=unnamed(arrival.transfer))

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from tokenring.cost import Estimate, estimate
 from tokenring.movement import STRATEGIES, Movement, make_movement
+from tokenring.own import OwnRows
 from tokenring.problem import RingProblem
 from tokenring.rank_plan import build_rank_plans
 from tokenring.topology import Topology
@@ -40,9 +41,10 @@ def rank_candidates(problem: RingProblem, topology: Topology) -> tuple[Candidate
     ranks = (
         sorted({0, size // 4, size // 2, size - 1}) if size > _MAX_RANKS_PLANNED else range(size)
     )
+    own = OwnRows(problem)
     found = []
     for movement in _movements(problem, topology):
-        plans = build_rank_plans(problem, movement, ranks)
+        plans = build_rank_plans(problem, movement, ranks, own)
         found.append(Candidate(movement=movement, estimate=estimate(problem, plans, topology)))
     return tuple(sorted(found, key=lambda candidate: candidate.estimate.time_s))
 

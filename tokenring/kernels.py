@@ -6,15 +6,15 @@ other without a mask is put in one kernel however far apart, so that a rank has 
 q rows above it and one for all below.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenring.blocks import Band, Piece
 from tokenring.mask import Mask, band_between, count_pairs
-from tokenring.runs import Item, Run, concatenate, cut_pieces, in_any_order, join_runs, runs_apart
+from tokenring.runs import Operand, Run, concatenate, cut_pieces, runs_apart
 
 # Runs that are tried as one band: beyond this the test would cost more than the kernels it saves.
 _MAX_JOINED_RUNS = 4
+_UNMASKED = Band(None, None)
 
 
 class Kernel(NamedTuple):
@@ -28,84 +28,73 @@ class Kernel(NamedTuple):
     num_pairs: int
 
 
-def group_kernels(mask: Mask, q_items: Sequence[Item], kv_items: Sequence[Item]) -> list[Kernel]:
-    """Return kernels that compute every visible pair of the two sets once, and no other."""
-    kernels = []
-    q_of, kv_of = _by_sequence(q_items), _by_sequence(kv_items)
-    for sequence, q_part in q_of.items():
-        kv_part = kv_of.get(sequence)
-        if not kv_part:
-            continue
-        unmasked = _unmasked_parts(mask, q_part, kv_part)
+def kernels_between(mask: Mask, q: Operand, kv: Operand) -> list[Kernel]:
+    """Return kernels that compute every visible pair of rows of a sequence once, and no other."""
+    left, right = mask.left, mask.right
+    least, most = kv.first - q.last, kv.last - q.first
+    if (right is None or most <= right) and (left is None or least >= -left):
+        return [_unmasked_kernel(q, kv)]
+    if (right is not None and least > right) or (left is not None and most < -left):
+        return []
+    if len(q.items) > 1 or len(kv.items) > 1:
+        unmasked = _unmasked_parts(mask, q, kv)
         if unmasked is not None:
-            kernels += [_unmasked_kernel(*unmasked)] if unmasked[0] else []
-            continue
-        q_runs, kv_runs = join_runs(q_part), join_runs(kv_part)
-        steps = {run.step for run in (*q_runs, *kv_runs) if run.size > 1}
-        if mask != Mask(None, None) and len(steps) > 1:
-            # Stripes joined on one side only would leave nothing that is a band.
-            q_runs, kv_runs = runs_apart(q_part), runs_apart(kv_part)
-        kernels += _kernels_of_sequence(mask, q_runs, kv_runs)
-    return kernels
+            return unmasked
+    q_runs, kv_runs = q.runs, kv.runs
+    steps = {run.step for run in (*q_runs, *kv_runs) if run.size > 1}
+    if len(steps) > 1:
+        # Stripes joined on one side only would leave nothing that is a band.
+        q_runs, kv_runs = runs_apart(q.items), runs_apart(kv.items)
+    return _kernels_of_runs(mask, q_runs, kv_runs)
 
 
-def _unmasked_parts(
-    mask: Mask, q_items: list[Item], kv_items: list[Item]
-) -> tuple[list[Item], list[Item]] | None:
-    """Return the q rows that see the same kv rows without a mask, and these, if that is all.
+def _unmasked_kernel(q: Operand, kv: Operand) -> Kernel:
+    q_pieces, q_rows = q.whole
+    kv_pieces, kv_rows = kv.whole
+    return Kernel(q_pieces, q_rows, kv_pieces, kv_rows, _UNMASKED, q_rows * kv_rows)
+
+
+def _unmasked_parts(mask: Mask, q: Operand, kv: Operand) -> list[Kernel] | None:
+    """Return the kernel of the q rows that see the same kv rows without a mask, if that is all.
 
     This is the case of most remote blocks, and spares them the joining. None: there is more to it.
     """
     left, right = mask.left, mask.right
-    if left is None and right is None:
-        return q_items, kv_items
-    first, last = _ends(q_items)
-    seen = [
-        item
-        for item, (start, stop) in ((item, _ends((item,))) for item in kv_items)
-        if (right is None or start - last <= right) and (left is None or stop - first >= -left)
-    ]
+    first, last = q.first, q.last
+    seen = []
+    nearest, farthest = 0, 0
+    for item in kv.items:
+        _, start, step, size, _ = item[0]
+        stop = start + step * (size - 1)
+        if (right is None or start - last <= right) and (left is None or stop - first >= -left):
+            nearest = min(nearest, start) if seen else start
+            farthest = max(farthest, stop) if seen else stop
+            seen.append(item)
     if not seen:
-        return [], []
-    nearest, farthest = _ends(seen)
+        return []
     result = []
-    for item in q_items:
-        start, stop = _ends((item,))
+    for item in q.items:
+        _, start, step, size, _ = item[0]
+        stop = start + step * (size - 1)
         if (right is None or farthest - start <= right) and (
             left is None or nearest - stop >= -left
         ):
             result.append(item)
-        elif not (
-            (right is not None and nearest - stop > right)
-            or (left is not None and farthest - start < -left)
+        elif (right is None or nearest - stop <= right) and (
+            left is None or farthest - start >= -left
         ):
             return None
-    return (result, seen) if result else ([], [])
+    if not result:
+        return []
+    return [
+        _unmasked_kernel(
+            q if len(result) == len(q.items) else Operand(result),
+            kv if len(seen) == len(kv.items) else Operand(seen),
+        )
+    ]
 
 
-def _ends(items: Sequence[Item]) -> tuple[int, int]:
-    """Return the first and the last position."""
-    _, start, step, size, _ = items[0][0]
-    stop = start + step * (size - 1)
-    for (_, first, step, size, _), _ in items[1:]:
-        start, stop = min(start, first), max(stop, first + step * (size - 1))
-    return start, stop
-
-
-def _unmasked_kernel(q_items: Iterable[Item], kv_items: Iterable[Item]) -> Kernel:
-    q_pieces, q_rows = in_any_order(q_items)
-    kv_pieces, kv_rows = in_any_order(kv_items)
-    return Kernel(q_pieces, q_rows, kv_pieces, kv_rows, Band(None, None), q_rows * kv_rows)
-
-
-def _by_sequence(items: Sequence[Item]) -> dict[int, list[Item]]:
-    result: dict[int, list[Item]] = {}
-    for item in items:
-        result.setdefault(item[0].sequence, []).append(item)
-    return result
-
-
-def _kernels_of_sequence(mask: Mask, q_runs: list[Run], kv_runs: list[Run]) -> list[Kernel]:
+def _kernels_of_runs(mask: Mask, q_runs: list[Run], kv_runs: list[Run]) -> list[Kernel]:
     bands = [
         [band_between(mask, q.start, q.step, q.size, k.start, k.step, k.size) for k in kv_runs]
         for q in q_runs
@@ -127,7 +116,8 @@ def _kernels_of_sequence(mask: Mask, q_runs: list[Run], kv_runs: list[Run]) -> l
         ]
     for full, runs in unmasked.items():
         kv_items = [item for index in full for item in kv_runs[index].items]
-        kernels.append(_unmasked_kernel([item for run in runs for item in run.items], kv_items))
+        q_items = [item for run in runs for item in run.items]
+        kernels.append(_unmasked_kernel(Operand(q_items), Operand(kv_items)))
     return kernels
 
 

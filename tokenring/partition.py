@@ -11,20 +11,19 @@ the first and the last (0-2, 8-9), rank 1 the middle (3-7), so that causal work 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from tokenfabric.errors import ConfigError
 
 Partition = Literal["contiguous", "zigzag", "striped"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Consecutive local rows with positions start, start + step, ... of one sequence."""
 
     sequence: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     step: int = 1
 
 

@@ -9,7 +9,7 @@ from tokenfabric.errors import ConfigError
 from tokenring.blocks import Kind, Span
 from tokenring.mask import Mask
 from tokenring.partition import Layout, split_evenly
-from tokenring.reach import Reach, Rows
+from tokenring.reach import Reach, Rows, asked_by
 
 Pass = Literal["forward", "backward"]
 
@@ -77,16 +77,16 @@ class RingProblem:
         return self.q_layout.world_size
 
     @cached_property
-    def q_reach(self) -> tuple[Reach, ...]:
-        """Where each rank's queries are."""
-        return tuple(Reach(rows, has_runs=self.mask.is_two_sided) for rows in self.q_rows)
+    def keys_asked(self) -> tuple[Reach, ...]:
+        """Which keys the queries of each rank see."""
+        left, right = self.mask.left, self.mask.right
+        return _reaches(self.q_rows, None if left is None else -left, right)
 
     @cached_property
-    def kv_reach(self) -> tuple[Reach, ...]:
-        """Where each rank's keys are."""
-        if self.kv_rows is self.q_rows:
-            return self.q_reach
-        return tuple(Reach(rows, has_runs=self.mask.is_two_sided) for rows in self.kv_rows)
+    def queries_asked(self) -> tuple[Reach, ...]:
+        """Which queries see the keys of each rank."""
+        left, right = self.mask.left, self.mask.right
+        return _reaches(self.kv_rows, None if right is None else -right, left)
 
     @property
     def group_size(self) -> int:
@@ -151,6 +151,17 @@ def _rows_of(layout: Layout) -> tuple[tuple[Rows, ...], ...]:
                 row += chunk.count
         result.append(tuple(mine))
     return tuple(result)
+
+
+def _reaches(
+    ranks: Sequence[tuple[Rows, ...]], low: int | None, high: int | None
+) -> tuple[Reach, ...]:
+    """Return what each rank's rows ask for: one object where they ask for the same."""
+    found: list[Reach] = []
+    for rows in ranks:
+        reach = asked_by(rows, low, high)
+        found.append(found[-1] if found and found[-1] == reach else reach)
+    return tuple(found)
 
 
 def _check(problem: RingProblem) -> None:

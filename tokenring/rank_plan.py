@@ -4,136 +4,140 @@ their square.
 
 from collections.abc import Iterable, Sequence
 from math import isqrt
+from operator import itemgetter
 
-from tokenring.blocks import Arrival, Compute, Direction, Merge, RankPlan, Span, Step, Transfer
-from tokenring.inputs import Inputs, Product, own_items
-from tokenring.kernels import group_kernels
+from tokenring.blocks import Arrival, Compute, Merge, RankPlan, Span, Step, Transfer
+from tokenring.inputs import Inputs, Product
 from tokenring.movement import Movement
+from tokenring.own import OwnRows, rows_between
 from tokenring.problem import RingProblem
-from tokenring.push import Shared, push_inputs
-from tokenring.reach import part_of
-from tokenring.relay import relay_inputs
+from tokenring.push import Grid, push_inputs
+from tokenring.relay import make_rings, relay_inputs
 from tokenring.results import Planned, name_results
-from tokenring.runs import Item
-
-_DIRECTION_ORDER: dict[Direction, int] = {"clockwise": 0, "counterclockwise": 1, "direct": 2}
 
 
 def build_rank_plans(
-    problem: RingProblem, movement: Movement, ranks: Iterable[int]
+    problem: RingProblem, movement: Movement, ranks: Iterable[int], own: OwnRows | None = None
 ) -> tuple[RankPlan, ...]:
-    """Return what each of `ranks` does, step by step."""
-    shared: Shared = {}
-    return tuple(_build(problem, movement, rank, shared) for rank in ranks)
+    """Return what each of `ranks` does, step by step. Plans of one problem may share `own`."""
+    own = OwnRows(problem) if own is None else own
+    plans = []
+    rings = make_rings(problem, movement) if movement.is_relay else ()
+    grid = Grid(problem, movement)
+    for rank in ranks:
+        inputs = relay_inputs(rings, own, rank) if rings else push_inputs(grid, own, rank)
+        plans.append(_build(problem, movement, own, rank, inputs))
+    return tuple(plans)
 
 
-def _build(problem: RingProblem, movement: Movement, rank: int, shared: Shared) -> RankPlan:
-    size = problem.world_size
-    if size == 1:
-        inputs = Inputs()
-    elif movement.is_relay:
-        inputs = relay_inputs(problem, movement, rank)
-    else:
-        inputs = push_inputs(problem, movement, rank, shared)
-    last_step = movement.last_step
-    planned = _plan_kernels(problem, movement, rank, inputs.products)
+def _build(
+    problem: RingProblem, movement: Movement, own: OwnRows, rank: int, inputs: Inputs
+) -> RankPlan:
+    size, last_step = problem.world_size, movement.last_step
+    planned = _plan_kernels(problem, movement, own, rank, inputs.products)
     results = name_results(problem, rank, planned, inputs, last_step)
-    arriving = [*inputs.arrivals, *((transfer, last_step) for transfer in inputs.homecoming)]
-    arrivals, slots = assign_slots(arriving, size)
-    sends = sorted([*inputs.sends, *results.sends], key=lambda t: issue_key(t, size))
-    steps = range(last_step + 1)
-    sends_of: list[list[Transfer]] = [[] for _ in steps]
-    arrivals_of: list[list[Arrival]] = [[] for _ in steps]
-    computes_of: list[list[Compute]] = [[] for _ in steps]
-    merges_of: list[list[Merge]] = [[] for _ in steps]
-    for send in sends:
-        sends_of[send.step].append(send)
-    for arrival in arrivals:
-        arrivals_of[arrival.transfer.step].append(arrival)
+    sends_of: list[list[Transfer]] = [[] for _ in range(last_step + 1)]
+    arriving_of: list[list[tuple[Transfer, int]]] = [[] for _ in range(last_step + 1)]
+    computes_of: list[list[Compute]] = [[] for _ in range(last_step + 1)]
+    merges_of: list[list[Merge]] = [[] for _ in range(last_step + 1)]
+    for sends in (inputs.sends, results.sends):
+        for send in sends:
+            sends_of[send[0]].append(send)
+    for arriving in inputs.arrivals:
+        arriving_of[arriving[0][0]].append(arriving)
+    for transfer in inputs.homecoming:
+        arriving_of[transfer[0]].append((transfer, last_step))
     for compute in results.computes:
-        computes_of[compute.step].append(compute)
+        computes_of[compute[0]].append(compute)
     for merge in results.merges:
-        merges_of[merge.step].append(merge)
-    return RankPlan(
-        rank=rank,
-        slots=slots,
-        steps=tuple(
-            Step(
-                index=step,
-                sends=tuple(sends_of[step]),
-                arrivals=tuple(arrivals_of[step]),
-                computes=tuple(computes_of[step]),
-                merges=tuple(merges_of[step]),
-            )
-            for step in steps
-        ),
+        merges_of[merge[0]].append(merge)
+    for sends in sends_of:
+        if len(sends) > 1:
+            sends.sort(key=lambda t: issue_key(t, size))
+    for coming in arriving_of:
+        if len(coming) > 1:
+            coming.sort(key=lambda it: issue_key(it[0], size))
+    arrivals_of, slots = assign_slots(arriving_of)
+    steps = tuple(
+        Step(index, tuple(sends), tuple(arrivals), tuple(computes), tuple(merges))
+        for index, (sends, arrivals, computes, merges) in enumerate(
+            zip(sends_of, arrivals_of, computes_of, merges_of, strict=True)
+        )
     )
+    return RankPlan(rank=rank, steps=steps, slots=slots)
 
 
-def issue_key(transfer: Transfer, size: int) -> tuple[int, int, int, str, int]:
+def issue_key(transfer: Transfer, size: int) -> tuple[int, str, int, str, int]:
     """Order transfers alike on both sides: by step, clockwise ones first, then by distance."""
     step, block, src, dst, _, direction = transfer
-    return (step, _DIRECTION_ORDER[direction], (dst - src) % size, block.kind, block.part)
+    # The names of the directions are in alphabetical order.
+    return (step, direction, (dst - src) % size, block[0], block[6])
 
 
 def assign_slots(
-    arriving: Iterable[tuple[Transfer, int]], size: int
-) -> tuple[list[Arrival], tuple[int, ...]]:
+    arriving_of: Sequence[Sequence[tuple[Transfer, int]]],
+) -> tuple[list[list[Arrival]], tuple[int, ...]]:
     """Give every arrival a slot that is free from its step to its last reader's, both included.
 
     Slots are kept apart by kind, whose blocks are of similar size, so that few bytes lie idle.
+
+    Args:
+        arriving_of: of each step, what arrives and the last step that reads it.
+
+    Returns:
+        The arrivals of each step and the bytes of the slots.
     """
-    arrivals: list[Arrival] = []
     slots: list[int] = []
     free: dict[str, list[int]] = {}
-    taken: list[tuple[int, str, int]] = []
-    step = -1
-    for transfer, release_step in sorted(arriving, key=lambda item: issue_key(item[0], size)):
-        if transfer.step > step:
-            step = transfer.step
-            for entry in [entry for entry in taken if entry[0] < step]:
-                taken.remove(entry)
-                free.setdefault(entry[1], []).append(entry[2])
-        kind = transfer.block.kind
-        if free.get(kind):
-            slot = free[kind].pop()
-            slots[slot] = max(slots[slot], transfer.num_bytes)
-        else:
-            slot = len(slots)
-            slots.append(transfer.num_bytes)
-        taken.append((release_step, kind, slot))
-        arrivals.append(Arrival(transfer, slot, release_step))
-    return arrivals, tuple(slots)
+    released_in: list[list[tuple[str, int]]] = [[] for _ in arriving_of]
+    arrivals_of = []
+    for step, coming in enumerate(arriving_of):
+        if step:
+            for kind, slot in released_in[step - 1]:
+                free.setdefault(kind, []).append(slot)
+        arrivals = []
+        for transfer, release_step in coming:
+            kind, num_bytes = transfer[1][0], transfer[4]
+            available = free.get(kind)
+            if available:
+                slot = available.pop()
+                if num_bytes > slots[slot]:
+                    slots[slot] = num_bytes
+            else:
+                slot = len(slots)
+                slots.append(num_bytes)
+            released_in[release_step].append((kind, slot))
+            arrivals.append(Arrival(transfer, slot, release_step))
+        arrivals_of.append(arrivals)
+    return arrivals_of, tuple(slots)
 
 
 def _plan_kernels(
-    problem: RingProblem, movement: Movement, rank: int, products: Sequence[Product]
+    problem: RingProblem,
+    movement: Movement,
+    own: OwnRows,
+    rank: int,
+    products: Sequence[Product],
 ) -> list[Planned]:
-    planned = []
+    planned: list[Planned] = []
     if movement.local != "fused":
-        planned += _plan_local(problem, movement, rank)
+        # A rank's own pairs: all in step 0, or half of them in the last step.
+        q, kv = own.operands(problem.q_kind, rank), own.operands("kv", rank)
+        middle = _middle_row(problem, rank) if movement.local == "split" else 0
+        parts = [(0, q)]
+        if middle:
+            num_rows = problem.q_layout.num_rows(rank)
+            parts = [
+                (0, rows_between(q, 0, middle)),
+                (movement.last_step, rows_between(q, middle, num_rows)),
+            ]
+        heads = Span(0, problem.heads_q)
+        for step, part in parts:
+            planned += [(step, heads, kernel) for kernel in own.group_kernels(part, kv)]
     for step, q, kv, heads in products:
-        if q and kv and heads.size:
-            kernels = group_kernels(problem.mask, q, kv)
-            planned += [Planned(step, heads, kernel) for kernel in kernels]
-    planned.sort(key=lambda item: item.step)
-    return planned
-
-
-def _plan_local(problem: RingProblem, movement: Movement, rank: int) -> list[Planned]:
-    """Return the kernels of a rank's own pairs: all in step 0, or half of them in the last step."""
-    q = own_items(problem, problem.q_kind, rank)
-    kv = own_items(problem, "kv", rank)
-    heads = Span(0, problem.heads_q)
-    middle = 0
-    if movement.local == "split":
-        middle = _middle_row(problem, rank)
-    if middle == 0:
-        return [Planned(0, heads, kernel) for kernel in group_kernels(problem.mask, q, kv)]
-    planned = []
-    for step, first, stop in ((0, 0, middle), (movement.last_step, middle, None)):
-        kernels = group_kernels(problem.mask, _rows_between(q, first, stop), kv)
-        planned += [Planned(step, heads, kernel) for kernel in kernels]
+        if heads.size:
+            planned += [(step, heads, kernel) for kernel in own.group_kernels(q, kv)]
+    planned.sort(key=itemgetter(0))
     return planned
 
 
@@ -149,13 +153,3 @@ def _middle_row(problem: RingProblem, rank: int) -> int:
         and problem.q_rows[rank] == problem.kv_rows[rank]
     )
     return isqrt(rows * rows // 2) if is_triangle else rows // 2
-
-
-def _rows_between(items: Sequence[Item], first: int, stop: int | None) -> list[Item]:
-    found = []
-    for item, block in items:
-        a = max(first - item.row, 0)
-        b = item.size if stop is None else min(stop - item.row, item.size)
-        if a < b:
-            found.append((part_of(item, a, b), block))
-    return found

@@ -1,14 +1,26 @@
 """Which rows of one rank some other ranks need: what a transfer is trimmed to. Pure.
 
-Row x is needed iff y + low <= x <= y + high for a position y of those who ask. Where only one of
-the bounds is there, the first and last y of each sequence decide. Where both are, all runs of y
-do.
+A position x is needed iff y + low <= x <= y + high for a position y of those who ask. Evenly spaced
+y ask for one interval of x, or, where they are further apart than their intervals are wide, for a
+comb. What several ranks ask for is joined where it touches: for nearly all masks and partitions one
+interval of each sequence, however many ranks ask.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tokenring.blocks import Span
+
+Comb = tuple[int, int, int, int]
+"""(first, stop, step, count): the x with first + step * j <= x < stop + step * j, 0 <= j < count.
+An interval has count 1."""
+
+Reach = Mapping[int, tuple[Comb, ...]]
+"""What some ranks ask for, by sequence. Never changed: joining makes a new one."""
+
+_END = 1 << 62
+"""Beyond every position: where a mask has no bound."""
+_EVERYTHING: tuple[Comb, ...] = ((-_END, _END, 1, 1),)
 
 
 class Rows(NamedTuple):
@@ -23,102 +35,98 @@ class Rows(NamedTuple):
     """Local row of the first."""
 
 
-class Reach:
-    """The positions that some ranks have, joined where they touch."""
-
-    __slots__ = ("ends", "runs")
-
-    def __init__(self, rows: Iterable[Rows] = (), *, has_runs: bool = True) -> None:
-        """Take in rows; `has_runs` is for asking with both bounds, and costs time."""
-        self.ends: dict[int, tuple[int, int]] = {}
-        self.runs: dict[int, list[tuple[int, int, int]]] | None = {} if has_runs else None
-        self.add(rows)
-
-    def add(self, rows: Iterable[Rows]) -> None:
-        """Take in more rows."""
-        all_ends = self.ends
-        for sequence, start, step, size, _ in rows:
-            last = start + step * (size - 1)
-            ends = all_ends.get(sequence)
-            if ends is None:
-                all_ends[sequence] = (start, last)
-            elif start < ends[0]:
-                all_ends[sequence] = (start, last if last > ends[1] else ends[1])
-            elif last > ends[1]:
-                all_ends[sequence] = (ends[0], last)
-            if self.runs is not None:
-                _add_run(self.runs.setdefault(sequence, []), start, last, step)
+def asked_by(rows: Iterable[Rows], low: int | None, high: int | None) -> Reach:
+    """Return the x with y + low <= x <= y + high for some y of these rows; None is no bound."""
+    if low is None and high is None:
+        return {item[0]: _EVERYTHING for item in rows}
+    found: dict[int, tuple[Comb, ...]] = {}
+    for sequence, start, step, size, _ in rows:
+        first = -_END if low is None else start + low
+        stop = _END if high is None else start + step * (size - 1) + high + 1
+        comb = (first, stop, 1, 1)
+        if low is not None and high is not None and size > 1 and high - low + 1 < step:
+            comb = (first, start + high + 1, step, size)
+        have = found.get(sequence)
+        found[sequence] = (comb,) if have is None else _with(have, comb)
+    return found
 
 
-def _add_run(runs: list[tuple[int, int, int]], start: int, last: int, step: int) -> None:
-    if step == 1:
-        # At most two runs touch the new one: a list that is joined stays short.
-        for run in [r for r in runs if r[2] == 1 and (r[1] + 1 == start or r[0] == last + 1)]:
-            runs.remove(run)
-            start, last = min(start, run[0]), max(last, run[1])
-    runs.append((start, last, step))
-
-
-def needed_rows(
-    rows: Iterable[Rows], reach: Reach, low: int | None, high: int | None
-) -> list[Rows]:
-    """Return the rows x with y + low <= x <= y + high for some y of `reach`, in order."""
-    if low is not None and high is not None:
-        return _needed_between(rows, reach, low, high)
-    result = []
-    for item in rows:
-        ends = reach.ends.get(item.sequence)
-        if ends is None:
-            continue
-        _, start, step, size, _ = item
-        if low is not None and ends[0] + low > start:
-            first = -((start - ends[0] - low) // step)
-            if first < size:
-                result.append(part_of(item, first, size))
-        elif high is not None and ends[1] + high < start + step * (size - 1):
-            last = (ends[1] + high - start) // step + 1
-            if last > 0:
-                result.append(part_of(item, 0, last))
+def join_reaches(reach: Reach, other: Reach) -> Reach:
+    """Return what either asks for; one of them itself where the other adds nothing to it."""
+    if reach is other:
+        return reach
+    result: dict[int, tuple[Comb, ...]] | None = None
+    is_other = True
+    for sequence, combs in other.items():
+        have = reach.get(sequence)
+        if have is None:
+            joined = combs
         else:
-            result.append(item)
-    return result
+            joined = have
+            for comb in combs:
+                joined = _with(joined, comb)
+            is_other = is_other and joined == combs
+            if joined is have:
+                continue
+        if result is None:
+            result = dict(reach)
+        result[sequence] = joined
+    if result is None:
+        return reach
+    return other if is_other and len(result) == len(other) else result
 
 
-def _needed_between(rows: Iterable[Rows], reach: Reach, low: int, high: int) -> list[Rows]:
-    result = []
-    assert reach.runs is not None
+def _with(combs: tuple[Comb, ...], new: Comb) -> tuple[Comb, ...]:
+    """Return the combs with one more, joined to what it touches; the same tuple if it is in one."""
+    first, stop, step, count = new
+    apart = []
+    for have in combs:
+        its_first, its_stop, its_step, its_count = have
+        is_like = count == its_count and (count == 1 or step == its_step)
+        if not is_like or its_first > stop or first > its_stop:
+            apart.append(have)
+        elif its_first <= first and stop <= its_stop:
+            return combs
+        else:
+            first, stop = min(first, its_first), max(stop, its_stop)
+    if count > 1 and stop - first >= step:
+        # No gaps are left.
+        return _with(tuple(apart), (first, stop + step * (count - 1), 1, 1))
+    apart.append((first, stop, step, count))
+    return tuple(apart)
+
+
+def needed_rows(rows: tuple[Rows, ...], reach: Reach) -> tuple[Rows, ...]:
+    """Return what of the rows is asked for, in order; the same tuple if all of it is."""
+    result: list[Rows] = []
+    is_all = True
     for item in rows:
         sequence, start, step, size, _ = item
-        ends = reach.ends.get(sequence)
-        if ends is None or ends[0] + low > start + step * (size - 1) or ends[1] + high < start:
-            continue
-        spans = []
-        for run_start, run_last, run_step in reach.runs[sequence]:
-            if run_step == 1 or run_step != step:
-                # Without gaps, or (a single row against stripes) seen one at a time.
-                first = -((start - run_start - low) // step)
-                last = (run_last + high - start) // step
-                if run_step != 1 and not _meets_stripe(
-                    start, run_start, run_last, run_step, low, high
-                ):
-                    continue
-            else:
-                lower = -((start - run_start - low) // step)
-                upper = (run_start + high - start) // step
-                if lower > upper:
-                    continue
-                first, last = lower, (run_last - run_start) // step + upper
-            first, last = max(first, 0), min(last, size - 1)
-            if first <= last:
-                spans.append(Span(first, last + 1))
-        result += [part_of(item, span.start, span.stop) for span in join_spans(spans)]
-    return result
+        combs = reach.get(sequence, ())
+        for first, stop, _, count in combs:
+            if count == 1 and first <= start and start + step * (size - 1) < stop:
+                result.append(item)
+                break
+        else:
+            parts = [span for comb in combs if (span := _rows_in(item, comb)) is not None]
+            parts = parts if len(parts) < 2 else list(join_spans(parts))
+            is_all = is_all and parts == [(0, size)]
+            result += [part_of(item, first, stop) for first, stop in parts]
+    return rows if is_all else tuple(result)
 
 
-def _meets_stripe(x: int, start: int, last: int, step: int, low: int, high: int) -> bool:
-    """Return whether a y of start, start + step .. last has y + low <= x <= y + high."""
-    first = max(0, -((start + high - x) // step))
-    return start + step * first <= min(last, x - low)
+def _rows_in(item: Rows, comb: Comb) -> Span | None:
+    """Return which of an item's rows a comb asks for, counted from the first."""
+    _, start, step, size, _ = item
+    first, stop, its_step, count = comb
+    if count == 1:
+        begin, end = -((start - first) // step), -((start - stop) // step)
+    else:
+        # Rows as far apart as the teeth, or one row.
+        shift, rest = divmod(start - first, its_step)
+        begin, end = -shift, count - shift if rest < stop - first else -shift
+    begin, end = max(begin, 0), min(end, size)
+    return Span(begin, end) if begin < end else None
 
 
 def part_of(item: Rows, first: int, stop: int) -> Rows:
@@ -143,14 +151,7 @@ def join_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 def local_spans(rows: Sequence[Rows]) -> tuple[Span, ...]:
     """Return the local rows that items cover."""
-    if not rows:
-        return ()
-    _, _, _, size, row = rows[0]
     if len(rows) == 1:
+        _, _, _, size, row = rows[0]
         return (Span(row, row + size),)
-    _, _, _, next_size, next_row = rows[1]
-    if len(rows) == 2 and next_row >= row + size:
-        if next_row == row + size:
-            return (Span(row, next_row + next_size),)
-        return (Span(row, row + size), Span(next_row, next_row + next_size))
     return join_spans([Span(row, row + size) for _, _, _, size, row in rows])

@@ -4,22 +4,21 @@ At distance s from its owner, in the direction of travel, a block is computed on
 passed on in step s. It carries the rows that this rank or one still ahead of it needs, and ends
 where none does. Results of relayed q go straight home. Those of relayed kv travel with it, one step
 behind: each rank adds its part and passes on the sum; the last one that has any sends it home.
+
+What passes between two ranks is the same for both, so that a `Ring` makes it once for all ranks of
+a plan.
 """
 
+from collections.abc import Iterable
+
 from tokenring.blocks import Block, Direction, Kind, Span, Transfer
-from tokenring.direction import rows_needed, rows_that_ask, rows_that_travel
-from tokenring.inputs import (
-    Finish,
-    Inputs,
-    Product,
-    ResultKey,
-    input_block,
-    own_items,
-    transfer_of,
-)
+from tokenring.direction import asked_by_rank, rows_that_travel
+from tokenring.inputs import Finish, Inputs, Product
 from tokenring.movement import Movement
+from tokenring.own import OwnRows
 from tokenring.problem import RingProblem
-from tokenring.reach import Reach, Rows, local_spans, part_of
+from tokenring.reach import Reach, Rows, join_reaches, local_spans, needed_rows, part_of
+from tokenring.runs import Operands, operands_of, read_both
 
 _OPPOSITE: dict[Direction, Direction] = {
     "clockwise": "counterclockwise",
@@ -27,17 +26,20 @@ _OPPOSITE: dict[Direction, Direction] = {
 }
 
 
-def relay_inputs(problem: RingProblem, movement: Movement, rank: int) -> Inputs:
+def make_rings(problem: RingProblem, movement: Movement) -> tuple["Ring", ...]:
+    """Return the ways round that a relay strategy uses."""
+    if not movement.is_bidirectional:
+        return (Ring(problem, movement, movement.direction),)
+    return tuple(Ring(problem, movement, way, part) for part, way in enumerate(_OPPOSITE))
+
+
+def relay_inputs(rings: tuple["Ring", ...], own: OwnRows, rank: int) -> Inputs:
     """Return what a rank sends, receives and computes on in a relay strategy."""
     result = Inputs()
-    if movement.is_bidirectional:
-        halves_heads = problem.heads_kv % 2 == 0
-        for part, direction in enumerate(_OPPOSITE):
-            _Ring(problem, movement, rank, direction, part, halves_heads, result).fill()
-        if not halves_heads:
-            _pair_up(result)
-    else:
-        _Ring(problem, movement, rank, movement.direction, None, False, result).fill()
+    for ring in rings:
+        ring.fill(own, rank, result)
+    if len(rings) > 1 and rings[0].heads == rings[1].heads:
+        _pair_up(result)
     return result
 
 
@@ -46,183 +48,185 @@ def _pair_up(result: Inputs) -> None:
     of_step: dict[int, Product] = {}
     for product in result.products:
         other = of_step.get(product.step)
-        kv = product.kv if other is None else [*other.kv, *product.kv]
+        kv = product.kv if other is None else read_both(other.kv, product.kv)
         of_step[product.step] = product._replace(kv=kv)
     result.products[:] = of_step.values()
 
 
-class _Ring:
-    """One way round, for one rank."""
+class _Part:
+    """Some rows of an owner, as they travel."""
+
+    def __init__(self, rows: tuple[Rows, ...], block: Block) -> None:
+        self.rows, self.block, self.num_rows = rows, block, block.num_rows
+        self._operands: Operands | None = None
+
+    @property
+    def operands(self) -> Operands:
+        """The rows, read from a block that has no others."""
+        if self._operands is None:
+            self._operands = operands_of([(item, self.block) for item in self.rows])
+        return self._operands
+
+
+class Ring:
+    """One way round, and what passes on it."""
 
     def __init__(
         self,
         problem: RingProblem,
         movement: Movement,
-        rank: int,
         direction: Direction,
-        part: int | None,
-        halves_heads: bool,
-        result: Inputs,
+        part: int | None = None,
     ) -> None:
-        self._problem, self._rank, self._result = problem, rank, result
-        self._direction = direction
-        sign, size = 1 if direction == "clockwise" else -1, problem.world_size
-        self._ranks = [(rank + sign * distance) % size for distance in range(size)]
+        """Take the whole tensor round, or the first or second half of its heads or tokens."""
+        self._problem, self._direction = problem, direction
+        self._size = size = problem.world_size
+        self._sign = 1 if direction == "clockwise" else -1
         self._is_q = movement.a > 1
         self._kind: Kind = problem.q_kind if self._is_q else "kv"
-        heads = problem.heads_q if self._is_q else problem.heads_kv
-        self._heads = Span(0, heads)
-        if part is not None and halves_heads:
-            self._heads = Span(part * heads // 2, (part + 1) * heads // 2)
         self._part = part or 0
-        self._half = part if not halves_heads else None
+        num_heads = problem.heads_q if self._is_q else problem.heads_kv
+        self.heads = Span(0, num_heads)
+        self._rows = rows_that_travel(problem, self._is_q)
+        if part is not None and num_heads % 2 == 0:
+            self.heads = Span(part * num_heads // 2, (part + 1) * num_heads // 2)
+        elif part is not None:
+            self._rows = tuple(_half(rows, part) for rows in self._rows)
+        self._row_bytes = problem.num_bytes(self._kind, 1, self.heads.size)
+        self._result_kind: Kind = problem.out_kind if self._is_q else "dkv"
+        self._result_row_bytes = problem.num_bytes(self._result_kind, 1, self.heads.size)
+        self._asked = asked_by_rank(problem, self._is_q)
+        self._joined: dict[int, dict[int, list[Reach]]] = {1: {}, -1: {}}
+        self._parts: list[dict[object, _Part | None]] = [{} for _ in range(size)]
+        self._hops: list[dict[int, Transfer | None]] = [{} for _ in range(size)]
+        self._homes: list[dict[int, Transfer | None]] = [{} for _ in range(size)]
 
-    def fill(self) -> None:
-        """Add this way's transfers and products to the result."""
-        problem, rank, size = self._problem, self._rank, self._problem.world_size
-        kv_heads, group = self._heads, problem.group_size
-        heads = kv_heads if self._is_q else Span(kv_heads.start * group, kv_heads.stop * group)
-        own = own_items(problem, "kv" if self._is_q else problem.q_kind, rank)
-        askers = rows_that_ask(problem, self._is_q)
-        reaches = problem.kv_reach if self._is_q else problem.q_reach
-        here, behind = reaches[rank], self._reach()
-        held, passed = self._ahead()
-        sums = not self._is_q and problem.direction == "backward"
+    def fill(self, own_rows: OwnRows, rank: int, result: Inputs) -> None:
+        """Add a rank's transfers and products on this way to the result."""
+        problem, size, heads = self._problem, self._size, self.heads
+        is_q, asked, sign = self._is_q, self._asked[rank], self._sign
+        if not is_q:
+            group = problem.group_size
+            heads = Span(heads.start * group, heads.stop * group)
+        own = own_rows.operands("kv" if is_q else problem.q_kind, rank)
+        has_results = is_q or problem.direction == "backward"
         for distance in range(1, size):
-            owner = self._at(-distance)
-            if distance > 1:
-                behind.add(askers[self._at(1 - distance)])
-            rows = held[distance]
-            if not rows:
+            owner = (rank - sign * distance) % size
+            arriving = self._hop(owner, distance)
+            if arriving is None:
                 continue
-            block = self._block(owner, rows)
-            arriving = self._transfer(distance - 1, block, self._at(-1), rank)
-            self._result.arrivals.append((arriving, distance))
-            mine = self._need(self._rows(owner), here)
-            if mine:
-                items = [(item, block) for item in mine]
-                q, kv = (items, own) if self._is_q else (own, items)
-                self._result.products.append(Product(distance, q, kv, heads))
-            if self._is_q and mine:
-                self._owe(owner, distance, local_spans(mine))
-            elif sums:
-                self._pass_sum(owner, distance, behind, here, bool(passed[distance]))
-        for distance in range(size - 1):
-            if passed[distance]:
-                block = self._block(self._at(-distance), passed[distance])
-                self._result.sends.append(self._transfer(distance, block, rank, self._at(1)))
-        if self._is_q:
-            self._expect_out()
-        elif sums:
-            self._expect_sum()
-
-    def _ahead(self) -> tuple[list[list[Rows]], list[list[Rows]]]:
-        """Return, by distance of the owner, the rows that come here and those that go on."""
-        size, askers = self._problem.world_size, rows_that_ask(self._problem, self._is_q)
-        held: list[list[Rows]] = [[] for _ in range(size)]
-        passed: list[list[Rows]] = [[] for _ in range(size)]
-        to_here, to_next = self._reach(), self._reach()
-        for distance in range(size - 1, -1, -1):
-            rows = self._rows(self._at(-distance))
-            passed[distance] = self._need(rows, to_next)
-            ahead = size - 1 - distance
-            to_here.add(askers[self._at(ahead)])
-            held[distance] = self._need(rows, to_here)
-            if distance:
-                to_next.add(askers[self._at(ahead + 1)])
-        return held, passed
-
-    def _owe(self, owner: int, distance: int, rows: tuple[Span, ...]) -> None:
-        key = ResultKey(self._problem.out_kind, owner, 0)
-        made = Block(self._problem.out_kind, owner, rows, self._heads, self._rank, "returned", 0)
-        back = _OPPOSITE[self._direction]
-        home = transfer_of(self._problem, distance + 1, made, self._rank, owner, back)
-        self._result.finishes[key] = Finish(distance, home)
-
-    def _pass_sum(
-        self, owner: int, distance: int, behind: Reach, here: Reach, goes_on: bool
-    ) -> None:
-        """Add this rank's part to the sum of a block's gradient and pass it on, or home."""
-        rows = self._rows(owner)
-        before = local_spans(self._need(rows, behind))
-        after = local_spans([*self._need(rows, behind), *self._need(rows, here)])
-        arriving = None
-        if before:
-            made = self._sum_block(owner, before, self._at(-1))
-            arriving = self._transfer(distance, made, self._at(-1), self._rank)
-            self._result.arrivals.append((arriving, distance))
-        if not after:
-            return
-        size = self._problem.world_size
-        dst = self._at(1) if goes_on else owner
-        direction = self._direction if goes_on or distance == size - 1 else "direct"
-        key = ResultKey("dkv", owner, self._part)
-        made = self._sum_block(owner, after, self._rank)
-        home = transfer_of(self._problem, distance + 1, made, self._rank, dst, direction)
-        self._result.finishes[key] = Finish(distance, home, arriving)
-
-    def _expect_out(self) -> None:
-        """Receive the results of every rank that computes on this one's q."""
-        problem, rank = self._problem, self._rank
-        for distance in range(1, problem.world_size):
-            there = self._at(distance)
-            rows = self._need(problem.q_rows[rank], problem.kv_reach[there])
-            if rows:
-                spans = local_spans(rows)
-                made = Block(problem.out_kind, rank, spans, self._heads, there, "returned", 0)
-                back = _OPPOSITE[self._direction]
-                self._result.homecoming.append(
-                    transfer_of(problem, distance + 1, made, there, rank, back)
-                )
-
-    def _expect_sum(self) -> None:
-        """Receive the sum of this rank's kv gradients from the last rank that needs its kv."""
-        problem, rank, size = self._problem, self._rank, self._problem.world_size
-        rows = self._rows(rank)
-        others, last = self._reach(), 0
+            result.arrivals.append((arriving, distance))
+            mine = self._part_for(owner, asked)
+            if mine is not None:
+                block = arriving.block
+                items = mine.operands
+                if block is not mine.block:
+                    items = operands_of([(item, block) for item in mine.rows])
+                q, kv = (items, own) if is_q else (own, items)
+                result.products.append(Product(distance, q, kv, heads))
+            if not has_results:
+                continue
+            home = self._home(owner, distance)
+            if is_q and home is not None:
+                result.finishes[self._result_kind, owner, 0] = Finish(distance, home)
+            elif not is_q:
+                before = self._home(owner, distance - 1) if distance > 1 else None
+                if before is not None:
+                    result.arrivals.append((before, distance))
+                if home is not None:
+                    result.finishes["dkv", owner, self._part] = Finish(distance, home, before)
         for distance in range(1, size):
-            asking = problem.q_rows[self._at(distance)]
-            others.add(asking)
-            if self._need(rows, problem.q_reach[self._at(distance)]):
-                last = distance
-        if last == 0:
-            return
-        made = self._sum_block(rank, local_spans(self._need(rows, others)), self._at(last))
-        direction = self._direction if last == size - 1 else "direct"
-        self._result.homecoming.append(
-            transfer_of(problem, last + 1, made, self._at(last), rank, direction)
-        )
+            passed = self._hop((rank - sign * (distance - 1)) % size, distance)
+            if passed is not None:
+                result.sends.append(passed)
+        if has_results:
+            result.homecoming += self._homecoming(rank)
 
-    def _reach(self, rows: tuple[Rows, ...] = ()) -> Reach:
-        return Reach(rows, has_runs=self._problem.mask.is_two_sided)
+    def _homecoming(self, rank: int) -> Iterable[Transfer]:
+        """Return the results that come to an owner: of every rank that has one, or their sum."""
+        distances: Iterable[int] = range(1, self._size)
+        if not self._is_q:
+            ahead = ((rank + self._sign * distance) % self._size for distance in distances)
+            needs = [self._part_for(rank, self._asked[there]) is not None for there in ahead]
+            # The last that needs the block sends the sum home.
+            distances = [distance for distance, need in enumerate(needs, 1) if need][-1:]
+        homes = (self._home(rank, distance) for distance in distances)
+        return [home for home in homes if home is not None]
 
-    def _at(self, distance: int) -> int:
-        """Return the rank so far ahead; behind this one if negative."""
-        return self._ranks[distance]
+    def _hop(self, owner: int, distance: int) -> Transfer | None:
+        """Return what of an owner's block comes to the rank at a distance, from the one before."""
+        hops = self._hops[owner]
+        if distance in hops:
+            return hops[distance]
+        made = None
+        size, sign = self._size, self._sign
+        if 0 < distance < size:
+            rank = (owner + sign * distance) % size
+            part = self._part_for(owner, self._asked_by(rank, size - distance, sign))
+            if part is not None:
+                src = (rank - sign) % size
+                num_bytes = part.num_rows * self._row_bytes
+                made = Transfer(distance - 1, part.block, src, rank, num_bytes, self._direction)
+        hops[distance] = made
+        return made
 
-    def _rows(self, owner: int) -> tuple[Rows, ...]:
-        """Return what of a rank's rows goes this way round."""
-        rows = rows_that_travel(self._problem, self._is_q)[owner]
-        if self._half is None:
-            return rows
-        total = self._problem.kv_layout.num_rows(owner)
-        middle = -(-total // 2)
-        first, stop = (0, middle) if self._half == 0 else (middle, total)
-        found = []
-        for item in rows:
-            a, b = max(first - item.row, 0), min(stop - item.row, item.size)
-            if a < b:
-                found.append(part_of(item, a, b))
-        return tuple(found)
+    def _home(self, owner: int, distance: int) -> Transfer | None:
+        """Return the result that leaves the rank at a distance from the owner it is for.
 
-    def _need(self, rows: tuple[Rows, ...], reach: Reach) -> list[Rows]:
-        return rows_needed(self._problem, self._is_q, rows, reach)
+        For relayed q what the rank makes, straight home; for relayed kv the sum up to it.
+        """
+        homes = self._homes[owner]
+        if distance in homes:
+            return homes[distance]
+        size, sign, made = self._size, self._sign, None
+        rank = (owner + sign * distance) % size
+        reach = self._asked[rank] if self._is_q else self._asked_by(rank, distance, -sign)
+        part = self._part_for(owner, reach)
+        if part is not None:
+            block = Block(
+                self._result_kind, owner, part.block.rows, self.heads, rank, "returned", self._part
+            )
+            dst, way = owner, _OPPOSITE[self._direction]
+            if not self._is_q:
+                goes_on = self._hop(owner, distance + 1) is not None
+                dst = (rank + sign) % size if goes_on else owner
+                way = self._direction if goes_on or distance == size - 1 else "direct"
+            num_bytes = part.num_rows * self._result_row_bytes
+            made = Transfer(distance + 1, block, rank, dst, num_bytes, way)
+        homes[distance] = made
+        return made
 
-    def _block(self, owner: int, rows: list[Rows]) -> Block:
-        return input_block(self._kind, owner, rows, self._heads, self._part)
+    def _part_for(self, owner: int, reach: Reach) -> _Part | None:
+        """Return what of an owner's rows is asked for; one object for the same rows."""
+        parts = self._parts[owner]
+        if id(reach) in parts:
+            return parts[id(reach)]
+        rows = needed_rows(self._rows[owner], reach)
+        found = parts.get(rows)
+        if rows and found is None:
+            spans = local_spans(rows)
+            block = Block(self._kind, owner, spans, self.heads, owner, "input", self._part)
+            found = parts[rows] = _Part(rows, block)
+        parts[id(reach)] = found
+        return found
 
-    def _sum_block(self, owner: int, rows: tuple[Span, ...], producer: int) -> Block:
-        return Block("dkv", owner, rows, self._heads, producer, "returned", self._part)
+    def _asked_by(self, rank: int, count: int, sign: int) -> Reach:
+        """Return what so many ranks ask for: this one and those next to it on one side."""
+        joined = self._joined[sign].setdefault(rank, [self._asked[rank]])
+        while len(joined) < count:
+            following = self._asked[(rank + sign * len(joined)) % self._size]
+            joined.append(join_reaches(joined[-1], following))
+        return joined[count - 1]
 
-    def _transfer(self, step: int, block: Block, src: int, dst: int) -> Transfer:
-        return transfer_of(self._problem, step, block, src, dst, self._direction)
+
+def _half(rows: tuple[Rows, ...], part: int) -> tuple[Rows, ...]:
+    """Return the first or the second half of a rank's rows, the first the larger."""
+    total = sum(item.size for item in rows)
+    middle = -(-total // 2)
+    first, stop = (0, middle) if part == 0 else (middle, total)
+    found = []
+    for item in rows:
+        a, b = max(first - item.row, 0), min(stop - item.row, item.size)
+        if a < b:
+            found.append(part_of(item, a, b))
+    return tuple(found)

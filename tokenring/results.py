@@ -1,21 +1,15 @@
 """What becomes of a rank's results: named, merged for the way home, merged at the end. Pure."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from tokenring.blocks import Block, Compute, Kind, Merge, Segment, Span, Transfer
+from tokenring.blocks import Block, Compute, Kind, Merge, Piece, Segment, Span, Transfer
 from tokenring.inputs import Finish, Inputs, ResultKey
 from tokenring.kernels import Kernel
 from tokenring.problem import RingProblem
 
-
-class Planned(NamedTuple):
-    """A kernel with its place."""
-
-    step: int
-    heads: Span
-    kernel: Kernel
+Planned = tuple[int, Span, Kernel]
+"""A step, query heads, and a kernel that computes them then."""
 
 
 class Results(NamedTuple):
@@ -33,67 +27,50 @@ def name_results(
     compute where that has made all of it, else of a merge. The others are merged in `last_step`.
     """
     out_kind, is_backward = problem.out_kind, problem.direction == "backward"
-    pieces_of: dict[ResultKey, int] = {}
-    keys: list[tuple[list[ResultKey], list[ResultKey]]] = []
+    finishes = inputs.finishes
+    # Of each remote block, how many pieces its result is made of: the sum of others is one more.
+    num_parts = {key: int(finish[2] is not None) for key, finish in finishes.items()}
     for _, _, kernel in planned:
-        q_keys = [ResultKey(out_kind, p.block.owner, p.block.part) for p in kernel.q]
-        kv_keys = (
-            [ResultKey("dkv", p.block.owner, p.block.part) for p in kernel.kv]
-            if is_backward
-            else []
-        )
-        for key in (*q_keys, *kv_keys):
-            pieces_of[key] = pieces_of.get(key, 0) + 1
-        keys.append((q_keys, kv_keys))
-    alone = {
-        key
-        for key, finish in inputs.finishes.items()
-        if pieces_of.get(key) == 1 and finish.arriving is None
-    }
+        for kind, pieces in ((out_kind, kernel[0]), ("dkv", kernel[2] if is_backward else ())):
+            for block, _, _, _ in pieces:
+                key = (kind, block[1], block[6])
+                if key in num_parts:
+                    num_parts[key] += 1
     made: dict[ResultKey, list[Block]] = {}
     counts: dict[tuple[Kind, int], int] = {}
 
-    def name(key: ResultKey, rows: tuple[Span, ...], heads: Span) -> Block:
-        if key in alone:
-            block = inputs.finishes[key].home.block
-        else:
-            number = counts.get((key.kind, key.owner), 0)
-            counts[key.kind, key.owner] = number + 1
-            block = Block(key.kind, key.owner, rows, heads, rank, "partial", number)
-        made.setdefault(key, []).append(block)
-        return block
+    def named(kind: Kind, pieces: tuple[Piece, ...], heads: Span) -> tuple[Block, ...]:
+        outputs = []
+        for block, rows, _, _ in pieces:
+            owner = block[1]
+            key = (kind, owner, block[6])
+            if num_parts.get(key) == 1:
+                outputs.append(finishes[key][1][1])  # the block that goes home
+                continue
+            number = counts.get((kind, owner), 0)
+            counts[kind, owner] = number + 1
+            partial = Block(kind, owner, rows, heads, rank, "partial", number)
+            made.setdefault(key, []).append(partial)
+            outputs.append(partial)
+        return tuple(outputs)
 
     computes = []
-    for (step, heads, kernel), (q_keys, kv_keys) in zip(planned, keys, strict=True):
-        kv_heads = problem.kv_heads_of(heads)
+    pair_flops = problem.flops_per_pair * problem.batch
+    kv_heads_of = {heads: problem.kv_heads_of(heads) for heads in {it[1] for it in planned}}
+    for step, heads, (q, q_rows, kv, kv_rows, band, num_pairs) in planned:
+        kv_heads = kv_heads_of[heads]
         computes.append(
             Compute(
-                step=step,
-                rank=rank,
-                q=kernel.q,
-                kv=kernel.kv,
-                q_rows=kernel.q_rows,
-                kv_rows=kernel.kv_rows,
-                heads=heads,
-                kv_heads=kv_heads,
-                band=kernel.band,
-                num_pairs=kernel.num_pairs,
-                flops=problem.flops_per_pair * kernel.num_pairs * heads.size * problem.batch,
-                outputs=tuple(
-                    name(key, piece.rows, heads)
-                    for key, piece in zip(q_keys, kernel.q, strict=True)
-                ),
-                kv_outputs=tuple(
-                    name(key, piece.rows, kv_heads)
-                    # The forward has no keys for them.
-                    for key, piece in zip(kv_keys, kernel.kv, strict=False)
-                ),
+                step, rank, q, kv, q_rows, kv_rows, heads, kv_heads, band, num_pairs,
+                num_pairs * pair_flops * heads.size,
+                named(out_kind, q, heads),
+                named("dkv", kv, kv_heads) if is_backward else (),
             )
-        )
+        )  # fmt: skip
     op: Literal["lse", "sum"] = "sum" if is_backward else "lse"
     merges, sends = [], []
     for key, finish in inputs.finishes.items():
-        if key not in alone:
+        if num_parts[key] != 1 or finish.arriving is not None:
             merges.append(_merge_home(rank, op, finish, made.get(key, [])))
         sends.append(finish.home)
     merges += _final_merges(problem, rank, op, last_step, made, inputs.homecoming)
@@ -120,7 +97,7 @@ def _final_merges(
     Own results come first, in the order in which they are made, then those of others by the step of
     their coming and the rank that made them.
     """
-    arrived = sorted(homecoming, key=lambda t: (t.step, t.src, t.block.part))
+    arrived = sorted(homecoming, key=lambda t: (t[0], t[2], t[1][6]))  # step, sender, part
     outputs: list[tuple[Kind, int, int]] = [
         (problem.out_kind, problem.q_layout.num_rows(rank), problem.heads_q)
     ]
@@ -131,10 +108,7 @@ def _final_merges(
         if num_rows:
             output = Block(kind, rank, (Span(0, num_rows),), Span(0, num_heads), rank, "merged", 0)
             blocks = [
-                block
-                for key, own in made.items()
-                if key.kind == kind and key.owner == rank
-                for block in own
+                block for key, own in made.items() if key[:2] == (kind, rank) for block in own
             ]
             blocks += [transfer.block for transfer in arrived if transfer.block.kind == kind]
             segments = cut_segments(output, blocks)
@@ -144,18 +118,15 @@ def _final_merges(
 
 def cut_segments(output: Block, inputs: Sequence[Block]) -> tuple[Segment, ...]:
     """Return the rectangles of the output in which each input has all rows and heads or none."""
-    head_edges = _edges(output.heads, [block.heads for block in inputs])
     segments: list[Segment] = []
-    for heads in head_edges:
+    head_cuts = _cuts(output.heads, {block[3] for block in inputs})
+    for heads in map(Span, head_cuts, head_cuts[1:]):
         present = [
-            block
-            for block in inputs
-            if block.heads.start <= heads.start and heads.stop <= block.heads.stop
+            block for block in inputs if block[3][0] <= heads.start and heads.stop <= block[3][1]
         ]
         first = len(segments)
         for rows in output.rows:
-            for part in _edges(rows, [span for block in present for span in block.rows]):
-                here = tuple(block for block in present if _has(block.rows, part))
+            for part, here in _inputs_of_rows(rows, present):
                 if len(segments) > first:
                     last = segments[-1]
                     if last.rows.stop == part.start and last.inputs == here:
@@ -165,17 +136,22 @@ def cut_segments(output: Block, inputs: Sequence[Block]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _edges(whole: Span, parts: Iterable[Span]) -> list[Span]:
-    """Return `whole` cut at every edge of a part."""
+def _inputs_of_rows(rows: Span, inputs: list[Block]) -> Iterator[tuple[Span, tuple[Block, ...]]]:
+    """Yield the parts of some rows in which each input has all or none, with those that have."""
+    cuts = _cuts(rows, {span for spans in {block[2] for block in inputs} for span in spans})
+    index = {cut: place for place, cut in enumerate(cuts)}
+    start, stop = rows
+    here: list[list[Block]] = [[] for _ in cuts[1:]]
+    for block in inputs:
+        for a, b in block[2]:
+            if a < stop and b > start:
+                for place in range(index[max(a, start)], index[min(b, stop)]):
+                    here[place].append(block)
+    for place, blocks in enumerate(here):
+        yield Span(cuts[place], cuts[place + 1]), tuple(blocks)
+
+
+def _cuts(whole: Span, parts: Iterable[Span]) -> list[int]:
+    """Return the ends of `whole` and all edges of parts between them."""
     start, stop = whole
-    edges = {edge for part in parts for edge in part if start < edge < stop}
-    cuts = [start, *sorted(edges), stop]
-    return [Span(a, b) for a, b in pairwise(cuts) if a < b]
-
-
-def _has(rows: tuple[Span, ...], part: Span) -> bool:
-    first, last = part
-    start, stop = rows[0]
-    if start <= first and last <= stop:
-        return True
-    return len(rows) > 1 and any(a <= first and last <= b for a, b in rows[1:])
+    return [start, *sorted({edge for part in parts for edge in part if start < edge < stop}), stop]

@@ -1,6 +1,6 @@
 """Rows put together: runs of a sequence, and operands made of pieces of blocks. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tokenring.blocks import Block, Piece, Span
@@ -8,6 +8,71 @@ from tokenring.reach import Rows, join_spans, local_spans
 
 Item = tuple[Rows, Block]
 """Rows to read, and the block they are read from."""
+
+
+class Operand:
+    """Rows of one sequence that products read on one side, and what follows from them alone.
+
+    It is worked out once, however many products read them: a rank's own rows meet those of all.
+    """
+
+    __slots__ = ("_runs", "_whole", "first", "items", "last")
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        _, start, step, size, _ = items[0][0]
+        # First and last position.
+        self.first, self.last = start, start + step * (size - 1)
+        for (_, start, step, size, _), _ in items[1:]:
+            last = start + step * (size - 1)
+            if start < self.first:
+                self.first = start
+            if last > self.last:
+                self.last = last
+        self._whole: tuple[tuple[Piece, ...], int] | None = None
+        self._runs: list[Run] | None = None
+
+    @property
+    def whole(self) -> tuple[tuple[Piece, ...], int]:
+        """All rows in any order, those of a block together and ascending, and their number."""
+        if self._whole is None:
+            self._whole = in_any_order(self.items)
+        return self._whole
+
+    @property
+    def runs(self) -> list["Run"]:
+        """As few runs as the items make, by position."""
+        if self._runs is None:
+            self._runs = join_runs(self.items)
+        return self._runs
+
+
+Operands = Mapping[int, Operand]
+"""Rows that products read on one side, by sequence."""
+
+
+def operands_of(items: Iterable[Item]) -> Operands:
+    """Return the rows to read as operands, sequences in the order in which they come."""
+    by_sequence: dict[int, list[Item]] = {}
+    for item in items:
+        sequence = item[0][0]
+        found = by_sequence.get(sequence)
+        if found is None:
+            by_sequence[sequence] = [item]
+        else:
+            found.append(item)
+    return {sequence: Operand(found) for sequence, found in by_sequence.items()}
+
+
+def read_both(one: Operands, other: Operands) -> Operands:
+    """Return the operands of what is read in both, as one."""
+    if not one or not other:
+        return one or other
+    result = dict(one)
+    for sequence, operand in other.items():
+        mine = result.get(sequence)
+        result[sequence] = operand if mine is None else Operand(mine.items + operand.items)
+    return result
 
 
 class Run(NamedTuple):
@@ -31,8 +96,10 @@ def runs_apart(items: list[Item]) -> list[Run]:
 
 def join_runs(items: list[Item]) -> list[Run]:
     """Return as few runs as the items of one sequence make, by position."""
+    if len(items) == 1:
+        return runs_apart(items)
     items = sorted(items, key=lambda item: item[0].start)
-    stripes = _interleave(items) if len(items) > 1 else None
+    stripes = _interleave(items)
     if stripes is not None:
         return [stripes]
     runs: list[Run] = []
@@ -128,13 +195,17 @@ def _rows_between(rows: tuple[Span, ...], begin: int, end: int) -> tuple[Span, .
     return tuple(result)
 
 
-def in_any_order(items: Iterable[Item]) -> tuple[tuple[Piece, ...], int]:
-    """Return the rows of all items, those of a block together and ascending."""
+def in_any_order(items: Sequence[Item]) -> tuple[tuple[Piece, ...], int]:
+    """Return the rows of all items, those of a block together and ascending, and their number."""
+    if len(items) == 1:
+        (_, _, _, size, row), block = items[0]
+        return (Piece(block, (Span(row, row + size),), 0, 1),), size
     found: dict[tuple[int, int], tuple[Block, list[Span]]] = {}
     for (_, _, _, size, row), block in items:
-        same = found.get((block.owner, block.part))
+        key = (block[1], block[6])  # owner and part
+        same = found.get(key)
         if same is None:
-            found[block.owner, block.part] = (block, [Span(row, row + size)])
+            found[key] = (block, [Span(row, row + size)])
         else:
             same[1].append(Span(row, row + size))
     pieces, offset = [], 0

@@ -14,7 +14,7 @@ PLANNERS_OF = {
     "host_plan model_shape plan reduction_cost shard_plan split split_cost split_plan "
     "split_reasons stage_work stream_plan tuning waves",
     "tokenring": "blocks capability check check_coverage choose cost decode_plan direction explain "
-    "inputs kernels lower mask movement partition plan positions problem push rank_plan reach "
+    "inputs kernels lower mask movement own partition plan positions problem push rank_plan reach "
     "relay results runs tiles topology windows",
     "launch": "job nodes",
     "launch.doctor": "cpu_paths execution_path findings gpu_paths machine model_paths requirements",

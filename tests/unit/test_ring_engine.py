@@ -111,7 +111,7 @@ def wrong_return_distance(plan: RingPlan) -> Sequence[RankPlan]:
             else t
             for t in step.sends
         )
-        return replace(step, sends=sends)
+        return step._replace(sends=sends)
 
     return with_change(plan, 1, lambda part: map_steps(part, change))
 
@@ -119,12 +119,12 @@ def wrong_return_distance(plan: RingPlan) -> Sequence[RankPlan]:
 def mask_off_by_one(plan: RingPlan) -> Sequence[RankPlan]:
     def change(step: Any) -> Any:
         computes = tuple(
-            replace(c, band=Band(c.band.lower, c.band.upper + 1))
+            c._replace(band=Band(c.band.lower, c.band.upper + 1))
             if c.band.upper is not None and c.q_rows > 1
             else c
             for c in step.computes
         )
-        return replace(step, computes=computes)
+        return step._replace(computes=computes)
 
     return with_change(plan, 2, lambda part: map_steps(part, change))
 
@@ -132,10 +132,10 @@ def mask_off_by_one(plan: RingPlan) -> Sequence[RankPlan]:
 def missing_merge(plan: RingPlan) -> Sequence[RankPlan]:
     def change(step: Any) -> Any:
         merges = tuple(
-            replace(m, segments=tuple(s._replace(inputs=s.inputs[:-1]) for s in m.segments))
+            m._replace(segments=tuple(s._replace(inputs=s.inputs[:-1]) for s in m.segments))
             for m in step.merges
         )
-        return replace(step, merges=merges)
+        return step._replace(merges=merges)
 
     return with_change(plan, 0, lambda part: map_steps(part, change))
 
@@ -164,6 +164,6 @@ def halved_dkv(plan: RingPlan) -> Sequence[RankPlan]:
 
     def change(step: Any) -> Any:
         arrivals = tuple(a._replace(transfer=smaller(a.transfer)) for a in step.arrivals)
-        return replace(step, sends=tuple(map(smaller, step.sends)), arrivals=arrivals)
+        return step._replace(sends=tuple(map(smaller, step.sends)), arrivals=arrivals)
 
     return [map_steps(part, change) for part in plan.ranks]

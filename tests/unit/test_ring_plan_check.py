@@ -25,7 +25,7 @@ def plan_of(strategy: str, direction: str = "forward") -> RingPlan:
 
 def change_step(plan: RankPlan, index: int, **changes: Any) -> RankPlan:
     steps = list(plan.steps)
-    steps[index] = replace(steps[index], **changes)
+    steps[index] = steps[index]._replace(**changes)
     return replace(plan, steps=tuple(steps))
 
 
@@ -45,7 +45,7 @@ def shift_band(compute: Compute) -> Compute:
     band = Band(lower, (upper or 0) - 1)
     pairs = count_pairs(band, compute.q_rows, compute.kv_rows)
     flops = compute.flops // compute.num_pairs * pairs
-    return replace(compute, band=band, num_pairs=pairs, flops=flops)
+    return compute._replace(band=band, num_pairs=pairs, flops=flops)
 
 
 def mask_off_by_one(plans: Ranks) -> None:
@@ -56,7 +56,7 @@ def mask_left_out(plans: Ranks) -> None:
     def unmask(compute: Compute) -> Compute:
         pairs = compute.q_rows * compute.kv_rows
         flops = compute.flops // compute.num_pairs * pairs
-        return replace(compute, band=Band(None, None), num_pairs=pairs, flops=flops)
+        return compute._replace(band=Band(None, None), num_pairs=pairs, flops=flops)
 
     change_compute(plans, unmask, masked=True)
 
@@ -78,19 +78,19 @@ def compute_done_twice(plans: Ranks) -> None:
 def compute_too_early(plans: Ranks) -> None:
     index = next(s.index for s in plans[0].steps if s.index and s.computes)
     before, step = plans[0].steps[index - 1], plans[0].steps[index]
-    moved = tuple(replace(compute, step=index - 1) for compute in step.computes)
+    moved = tuple(compute._replace(step=index - 1) for compute in step.computes)
     plans[0] = change_step(plans[0], index, computes=())
     plans[0] = change_step(plans[0], index - 1, computes=(*before.computes, *moved))
 
 
 def flops_wrong(plans: Ranks) -> None:
-    change_compute(plans, lambda c: replace(c, flops=c.flops + 1), masked=True)
+    change_compute(plans, lambda c: c._replace(flops=c.flops + 1), masked=True)
 
 
 def pieces_misplaced(plans: Ranks) -> None:
     def misplace(compute: Compute) -> Compute:
         piece = compute.kv[0]
-        return replace(compute, kv=(piece._replace(offset=piece.offset + 1), *compute.kv[1:]))
+        return compute._replace(kv=(piece._replace(offset=piece.offset + 1), *compute.kv[1:]))
 
     change_compute(plans, misplace, masked=True)
 
@@ -138,13 +138,13 @@ def merge_forgets_an_input(plans: Ranks) -> None:
         s._replace(inputs=tuple(b for b in s.inputs if b != lost)) for s in merge.segments
     )
     rest = plans[3].steps[-1].merges[1:]
-    plans[3] = change_step(plans[3], index, merges=(replace(merge, segments=segments), *rest))
+    plans[3] = change_step(plans[3], index, merges=(merge._replace(segments=segments), *rest))
 
 
 def merge_forgets_rows(plans: Ranks) -> None:
     index, merge = final_merge(plans, 3)
     rest = plans[3].steps[-1].merges[1:]
-    merge = replace(merge, segments=merge.segments[:-1])
+    merge = merge._replace(segments=merge.segments[:-1])
     plans[3] = change_step(plans[3], index, merges=(merge, *rest))
 
 
@@ -153,7 +153,7 @@ def merge_adds_twice(plans: Ranks) -> None:
     first = merge.segments[0]
     double = first._replace(inputs=(*first.inputs, first.inputs[0]))
     rest = plans[3].steps[-1].merges[1:]
-    merge = replace(merge, segments=(double, *merge.segments[1:]))
+    merge = merge._replace(segments=(double, *merge.segments[1:]))
     plans[3] = change_step(plans[3], index, merges=(merge, *rest))
 
 

@@ -129,8 +129,8 @@ def test_circle_is_noticed() -> None:
     ranks = []
     for part in plan.ranks:
         first, second = part.steps
-        first = replace(first, sends=(), computes=(*first.computes, *second.computes))
-        second = replace(second, sends=part.steps[0].sends, computes=())
+        first = first._replace(sends=(), computes=(*first.computes, *second.computes))
+        second = second._replace(sends=part.steps[0].sends, computes=())
         ranks.append(replace(part, steps=(first, second)))
     with pytest.raises(Deadlock):
         replay(tuple(ranks), random.Random(0), in_order=True)
