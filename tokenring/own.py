@@ -49,25 +49,19 @@ class OwnRows:
 
 
 def rows_between(operands: Operands, first: int, stop: int) -> Operands:
-    """Return what of a rank's own operands lies in rows first..stop-1."""
+    """Return what of a rank's own operands lies in rows first..stop-1, the same where all does."""
     result = {}
     for sequence, operand in operands.items():
         items = _items_between(operand.items, first, stop)
         if items:
-            result[sequence] = (
-                operand
-                if len(items) == len(operand.items)
-                and all(a is b for a, b in zip(items, operand.items, strict=True))
-                else Operand(items)
-            )
+            result[sequence] = operand if items == operand.items else Operand(items)
     return result
 
 
 def _items_between(items: Sequence[Item], first: int, stop: int) -> list[Item]:
     found = []
-    for whole in items:
-        item, block = whole
+    for item, block in items:
         a, b = max(first - item.row, 0), min(stop - item.row, item.size)
         if a < b:
-            found.append(whole if b - a == item.size else (part_of(item, a, b), block))
+            found.append((part_of(item, a, b), block))
     return found

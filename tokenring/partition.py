@@ -138,7 +138,8 @@ def partition_tokens(
         shift = 0
         for sequence, (start, length) in enumerate(zip(origin, lengths, strict=True)):
             deal = _deal_zigzag if partition == "zigzag" else _deal_striped
-            deal(ranks, sequence, start, length, shift)
+            if length:
+                deal(ranks, sequence, start, length, shift)
             shift = (shift + length) % world_size
     return Layout(tuple(map(tuple, ranks)), origin, lengths)
 

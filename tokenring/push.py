@@ -98,7 +98,7 @@ class Grid:
         found = self._spans.get((kind, src, group))
         if found is None:
             rows = needed_rows(*whole)
-            found = self._spans[kind, src, group] = (rows, local_spans(rows))
+            found = self._spans[kind, src, group] = (rows, local_spans(rows) if rows else ())
         rows, spans = found
         if not rows:
             return None

@@ -150,8 +150,12 @@ def join_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 
 def local_spans(rows: Sequence[Rows]) -> tuple[Span, ...]:
-    """Return the local rows that items cover."""
+    """Return the local rows that items cover; there is at least one."""
+    _, _, _, size, row = rows[0]
     if len(rows) == 1:
-        _, _, _, size, row = rows[0]
         return (Span(row, row + size),)
+    if len(rows) == 2:
+        _, _, _, next_size, next_row = rows[1]
+        if next_row == row + size:
+            return (Span(row, next_row + next_size),)
     return join_spans([Span(row, row + size) for _, _, _, size, row in rows])

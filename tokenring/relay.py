@@ -57,12 +57,13 @@ class _Part:
     """Some rows of an owner, as they travel."""
 
     def __init__(self, rows: tuple[Rows, ...], block: Block) -> None:
-        self.rows, self.block, self.num_rows = rows, block, block.num_rows
+        self.rows, self.block = rows, block
+        self.num_rows = sum([item[3] for item in rows])
         self._operands: Operands | None = None
 
     @property
     def operands(self) -> Operands:
-        """The rows, read from a block that has no others."""
+        """The rows, read from a block that has no others. Made once for all who need the same."""
         if self._operands is None:
             self._operands = operands_of([(item, self.block) for item in self.rows])
         return self._operands
@@ -96,7 +97,7 @@ class Ring:
         self._result_kind: Kind = problem.out_kind if self._is_q else "dkv"
         self._result_row_bytes = problem.num_bytes(self._result_kind, 1, self.heads.size)
         self._asked = asked_by_rank(problem, self._is_q)
-        self._joined: dict[int, dict[int, list[Reach]]] = {1: {}, -1: {}}
+        self._joined = {sign: [[reach] for reach in self._asked] for sign in (1, -1)}
         self._parts: list[dict[object, _Part | None]] = [{} for _ in range(size)]
         self._hops: list[dict[int, Transfer | None]] = [{} for _ in range(size)]
         self._homes: list[dict[int, Transfer | None]] = [{} for _ in range(size)]
@@ -119,9 +120,11 @@ class Ring:
             mine = self._part_for(owner, asked)
             if mine is not None:
                 block = arriving.block
-                items = mine.operands
-                if block is not mine.block:
-                    items = operands_of([(item, block) for item in mine.rows])
+                items = (
+                    mine.operands
+                    if block is mine.block
+                    else operands_of([(item, block) for item in mine.rows])
+                )
                 q, kv = (items, own) if is_q else (own, items)
                 result.products.append(Product(distance, q, kv, heads))
             if not has_results:
@@ -158,15 +161,14 @@ class Ring:
         hops = self._hops[owner]
         if distance in hops:
             return hops[distance]
-        made = None
         size, sign = self._size, self._sign
-        if 0 < distance < size:
-            rank = (owner + sign * distance) % size
-            part = self._part_for(owner, self._asked_by(rank, size - distance, sign))
-            if part is not None:
-                src = (rank - sign) % size
-                num_bytes = part.num_rows * self._row_bytes
-                made = Transfer(distance - 1, part.block, src, rank, num_bytes, self._direction)
+        rank = (owner + sign * distance) % size
+        part = self._part_for(owner, self._asked_by(rank, size - distance, sign))
+        made = None
+        if part is not None:
+            num_bytes = part.num_rows * self._row_bytes
+            src = (rank - sign) % size
+            made = Transfer(distance - 1, part.block, src, rank, num_bytes, self._direction)
         hops[distance] = made
         return made
 
@@ -179,18 +181,17 @@ class Ring:
         if distance in homes:
             return homes[distance]
         size, sign, made = self._size, self._sign, None
-        rank = (owner + sign * distance) % size
+        rank, dst, way = (owner + sign * distance) % size, owner, _OPPOSITE[self._direction]
         reach = self._asked[rank] if self._is_q else self._asked_by(rank, distance, -sign)
         part = self._part_for(owner, reach)
         if part is not None:
-            block = Block(
-                self._result_kind, owner, part.block.rows, self.heads, rank, "returned", self._part
-            )
-            dst, way = owner, _OPPOSITE[self._direction]
             if not self._is_q:
-                goes_on = self._hop(owner, distance + 1) is not None
+                is_last = distance == size - 1
+                goes_on = not is_last and self._hop(owner, distance + 1) is not None
                 dst = (rank + sign) % size if goes_on else owner
-                way = self._direction if goes_on or distance == size - 1 else "direct"
+                way = self._direction if goes_on or is_last else "direct"
+            rows, heads, number = part.block.rows, self.heads, self._part
+            block = Block(self._result_kind, owner, rows, heads, rank, "returned", number)
             num_bytes = part.num_rows * self._result_row_bytes
             made = Transfer(distance + 1, block, rank, dst, num_bytes, way)
         homes[distance] = made
@@ -199,20 +200,24 @@ class Ring:
     def _part_for(self, owner: int, reach: Reach) -> _Part | None:
         """Return what of an owner's rows is asked for; one object for the same rows."""
         parts = self._parts[owner]
-        if id(reach) in parts:
-            return parts[id(reach)]
+        key = id(reach)
+        if key in parts:
+            return parts[key]
         rows = needed_rows(self._rows[owner], reach)
-        found = parts.get(rows)
-        if rows and found is None:
-            spans = local_spans(rows)
-            block = Block(self._kind, owner, spans, self.heads, owner, "input", self._part)
-            found = parts[rows] = _Part(rows, block)
-        parts[id(reach)] = found
+        # All of the rows are the same tuple; of other parts the values are compared.
+        name = id(rows) if rows is self._rows[owner] else rows
+        found = parts.get(name)
+        if found is None and rows:
+            block = Block(
+                self._kind, owner, local_spans(rows), self.heads, owner, "input", self._part
+            )
+            found = parts[name] = _Part(rows, block)
+        parts[key] = found
         return found
 
     def _asked_by(self, rank: int, count: int, sign: int) -> Reach:
         """Return what so many ranks ask for: this one and those next to it on one side."""
-        joined = self._joined[sign].setdefault(rank, [self._asked[rank]])
+        joined = self._joined[sign][rank]
         while len(joined) < count:
             following = self._asked[(rank + sign * len(joined)) % self._size]
             joined.append(join_reaches(joined[-1], following))

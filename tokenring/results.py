@@ -31,11 +31,12 @@ def name_results(
     # Of each remote block, how many pieces its result is made of: the sum of others is one more.
     num_parts = {key: int(finish[2] is not None) for key, finish in finishes.items()}
     for _, _, kernel in planned:
-        for kind, pieces in ((out_kind, kernel[0]), ("dkv", kernel[2] if is_backward else ())):
-            for block, _, _, _ in pieces:
-                key = (kind, block[1], block[6])
-                if key in num_parts:
-                    num_parts[key] += 1
+        keys = [(out_kind, piece[0][1], piece[0][6]) for piece in kernel[0]]
+        if is_backward:
+            keys += [("dkv", piece[0][1], piece[0][6]) for piece in kernel[2]]
+        for key in keys:
+            if key in num_parts:
+                num_parts[key] += 1
     made: dict[ResultKey, list[Block]] = {}
     counts: dict[tuple[Kind, int], int] = {}
 
@@ -118,15 +119,15 @@ def _final_merges(
 
 def cut_segments(output: Block, inputs: Sequence[Block]) -> tuple[Segment, ...]:
     """Return the rectangles of the output in which each input has all rows and heads or none."""
+    everywhere = tuple(inputs)
+    if all([block[2] == output[2] and block[3] == output[3] for block in inputs]):
+        return tuple([Segment(rows, output.heads, everywhere) for rows in output.rows])
     segments: list[Segment] = []
-    head_cuts = _cuts(output.heads, {block[3] for block in inputs})
-    for heads in map(Span, head_cuts, head_cuts[1:]):
-        present = [
-            block for block in inputs if block[3][0] <= heads.start and heads.stop <= block[3][1]
-        ]
+    for heads, present in _by_part(output.heads, [(block, (block[3],)) for block in inputs]):
         first = len(segments)
+        with_rows = [(block, block[2]) for block in present]
         for rows in output.rows:
-            for part, here in _inputs_of_rows(rows, present):
+            for part, here in _by_part(rows, with_rows):
                 if len(segments) > first:
                     last = segments[-1]
                     if last.rows.stop == part.start and last.inputs == here:
@@ -136,22 +137,24 @@ def cut_segments(output: Block, inputs: Sequence[Block]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _inputs_of_rows(rows: Span, inputs: list[Block]) -> Iterator[tuple[Span, tuple[Block, ...]]]:
-    """Yield the parts of some rows in which each input has all or none, with those that have."""
-    cuts = _cuts(rows, {span for spans in {block[2] for block in inputs} for span in spans})
+def _by_part(
+    whole: Span, inputs: Sequence[tuple[Block, tuple[Span, ...]]]
+) -> Iterator[tuple[Span, tuple[Block, ...]]]:
+    """Yield the parts of a range that each block has all or nothing of, with those that have.
+
+    Args:
+        whole: a range of rows or heads.
+        inputs: blocks, and what each has of them.
+    """
+    start, stop = whole
+    edges = {edge for spans in {it[1] for it in inputs} for span in spans for edge in span}
+    cuts = [start, *sorted([edge for edge in edges if start < edge < stop]), stop]
     index = {cut: place for place, cut in enumerate(cuts)}
-    start, stop = rows
-    here: list[list[Block]] = [[] for _ in cuts[1:]]
-    for block in inputs:
-        for a, b in block[2]:
+    having: list[list[Block]] = [[] for _ in cuts[1:]]
+    for block, spans in inputs:
+        for a, b in spans:
             if a < stop and b > start:
                 for place in range(index[max(a, start)], index[min(b, stop)]):
-                    here[place].append(block)
-    for place, blocks in enumerate(here):
+                    having[place].append(block)
+    for place, blocks in enumerate(having):
         yield Span(cuts[place], cuts[place + 1]), tuple(blocks)
-
-
-def _cuts(whole: Span, parts: Iterable[Span]) -> list[int]:
-    """Return the ends of `whole` and all edges of parts between them."""
-    start, stop = whole
-    return [start, *sorted({edge for part in parts for edge in part if start < edge < stop}), stop]

@@ -1,12 +1,13 @@
 """The benchmarks run, check what they time and measure every provider; no figure is judged here."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from benchmarks import bench_allreduce_rmsnorm as bench
-from benchmarks import bench_ring, bench_row_kernels, bench_training
+from benchmarks import bench_planners, bench_ring, bench_row_kernels, bench_training
 from benchmarks.allreduce_rmsnorm_providers import BASELINE
 from tokenfabric import native
 from tokenfabric.testing.bench_report import markdown_table
@@ -95,3 +96,14 @@ def test_the_training_benchmark_measures_a_ring_and_ranks_alone() -> None:
     assert list(cell.seconds) == [bench_training.ALONE, bench_training.RING]
     assert cell.labels["ring_seconds"] > 0
     assert cell.labels["parameters_seconds"] > 0
+
+
+def test_the_planner_benchmark_measures_one_rank_and_all() -> None:
+    """Every case gives a cell, every cell has a place in a table."""
+    ring = islice(bench_planners.ring_cases(8), 9)
+    cells = [bench_planners.measure(case, 0.0, 1) for case in ring]
+    assert all(cell.seconds["all ranks"].min > 0 for cell in cells)
+    assert len(bench_planners.ring_table(cells).splitlines()) == 2 + 1
+    packed = [bench_planners.measure(next(bench_planners.packed_cases()), 0.0, 1)]
+    assert packed[0].seconds.keys() == {"deal", "forward", "backward"}
+    assert len(bench_planners.packed_table(packed).splitlines()) == 2 + 1

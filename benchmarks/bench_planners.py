@@ -1,0 +1,217 @@
+"""How long the planners think: CPU time of one core from sizes to a plan.
+
+    python -m benchmarks.bench_planners            # everything, some minutes
+    python -m benchmarks.bench_planners --quick    # 8 ranks, nothing is written
+
+A planner has a function that yields its cases; main() measures them all. The clock is that of the
+process, so that other work on the machine shows only in what it does to the caches.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from tokenfabric.testing.bench_cell import Cell
+from tokenfabric.testing.bench_report import describe_environment, environment, write_results
+from tokenring.choose import rank_candidates
+from tokenring.movement import STRATEGIES
+from tokenring.plan import RingPlan, plan_attention
+from tokenring.varlen import packed_layout
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_RUNG = "measured, CPU time of one core"
+_TOKENS_PER_RANK, _WINDOW = 1024, 1024
+_GRIDS = {8: (1, 2, 4), 64: (1, 8, 8)}
+_PARTITIONS = ("contiguous", "zigzag", "striped")
+_MASKS = ("full", "causal", "window")
+_LEGEND = f"""\
+CPU time of one call in ms: median, and in parentheses how far half of the rounds lie apart, in
+percent of it. Nothing is kept between calls.
+
+- ring: from sizes to a plan, its layout included; {_TOKENS_PER_RANK} tokens a rank, 64 query heads,
+  8 KV heads, window {_WINDOW}. One rank / all ranks. `auto` is cold: it plans its candidates (their
+  number in brackets) for all ranks up to 4, else for 4 of them, and then what it took.
+- packed: 200 documents, dealt to ranks (`deal`) and planned for all of them, causal, 8 heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Planning calls that stand in one place of a table."""
+
+    labels: dict[str, Any]
+    calls: dict[str, Callable[[], object]]
+    """By what they plan. The first is measured twice, and says how many rounds fit."""
+
+
+def main() -> None:
+    """Parse the command line, measure, show the tables and write the result files."""
+    options = _parse()
+    console = Console()
+    facts = environment(_REPOSITORY)
+    cells: list[Cell] = []
+    report = [f"# Planners\n\n{describe_environment(facts, rung=_RUNG)}\n\n{_LEGEND}"]
+    for title, cases, table in _sections(options.ranks):
+        new = [measure(case, options.seconds, options.rounds) for case in cases]
+        cells += new
+        report.append(f"## {title}\n\n{table(new)}")
+        console.print(report[-1], soft_wrap=True, highlight=False)
+        if options.write:
+            write_results(options.directory, "planners", facts, cells, report, rung=_RUNG)
+
+
+def _sections(
+    ranks: Sequence[int],
+) -> Iterator[tuple[str, Iterator[Case], Callable[[Sequence[Cell]], str]]]:
+    """Yield the tables: title, cases and how their cells are shown."""
+    for num_ranks in sorted(ranks, reverse=True):
+        yield f"Ring, {num_ranks} ranks", ring_cases(num_ranks), ring_table
+    yield "Packed documents", packed_cases(), packed_table
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ranks", type=int, nargs="+", default=list(_GRIDS), choices=list(_GRIDS))
+    parser.add_argument("--seconds", type=float, default=0.1, help="rounds of one case")
+    parser.add_argument("--rounds", type=int, default=3, help="at least, whatever they take")
+    parser.add_argument("--quick", action="store_true", help="8 ranks, one round")
+    parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--no-write", dest="write", action="store_false")
+    options = parser.parse_args()
+    if options.quick:
+        options.ranks, options.seconds, options.rounds, options.write = [8], 0.0, 1, False
+    return options
+
+
+def measure(case: Case, seconds: float, min_rounds: int) -> Cell:
+    """Time every call of a case once in each round, after an untimed call of the first."""
+    names = list(case.calls)
+    entries = [*case.calls.values(), case.calls[names[0]]]
+    start_s = time.process_time()
+    entries[0]()
+    round_s = len(entries) * (time.process_time() - start_s)
+    taken_s = np.empty((max(min_rounds, int(seconds / round_s)), len(entries)))
+    for this_round in taken_s:
+        for index, call in enumerate(entries):
+            start_s = time.process_time()
+            call()
+            this_round[index] = time.process_time() - start_s
+    columns = {name: index for index, name in enumerate(names)}
+    return Cell.of_rounds(taken_s, columns, names[0], case.labels, {})
+
+
+def ring_cases(num_ranks: int) -> Iterator[Case]:
+    """Yield every strategy in both directions for every partition and mask, and auto for zigzag."""
+    for strategy, direction in product((*STRATEGIES, "auto"), ("forward", "backward")):
+        partitions = ("zigzag",) if strategy == "auto" else _PARTITIONS
+        for partition, mask in product(partitions, _MASKS):
+            asked: dict[str, Any] = {
+                "world_size": num_ranks,
+                "tokens": num_ranks * _TOKENS_PER_RANK,
+                "partition": partition,
+                "causal": mask != "full",
+                "window": _WINDOW if mask == "window" else None,
+                "heads_q": 64,
+                "heads_kv": 8,
+                "head_dim": 128,
+                "direction": direction,
+                "strategy": strategy,
+                "grid": _GRIDS[num_ranks] if strategy == "grid" else None,
+            }
+            labels: dict[str, Any] = {
+                "planner": "ring",
+                "ranks": num_ranks,
+                "strategy": strategy,
+                "direction": direction,
+                "partition": partition,
+                "mask": mask,
+            }
+            if strategy == "auto":
+                labels["candidates"] = len(_cold(asked, 0).candidates)
+            yield Case(
+                labels=labels,
+                calls={
+                    "one rank": lambda asked=asked: _cold(asked, num_ranks // 2),
+                    "all ranks": lambda asked=asked: _cold(asked, None),
+                },
+            )
+
+
+def packed_cases() -> Iterator[Case]:
+    """Yield short and long documents on 4 and 8 ranks, with one strategy and with auto."""
+    for num_ranks, longest, strategy in product((4, 8), (60, 6000), ("kv_push", "auto")):
+        lengths = random.Random(0).choices(range(longest // 3, longest + 1), k=200)
+        starts = [0, *accumulate(lengths)]
+        layout = packed_layout(starts, num_ranks)
+        asked = {
+            "q_layout": layout,
+            "causal": True,
+            "heads_q": 8,
+            "heads_kv": 8,
+            "head_dim": 64,
+            "strategy": strategy,
+            "topology": "shared_memory",
+        }
+        yield Case(
+            labels={
+                "planner": "packed",
+                "ranks": num_ranks,
+                "tokens": f"{longest // 3}-{longest}",
+                "strategy": strategy,
+            },
+            calls={
+                "deal": lambda starts=starts, n=num_ranks: packed_layout(starts, n),
+                "forward": lambda asked=asked: _cold({**asked, "direction": "forward"}, None),
+                "backward": lambda asked=asked: _cold({**asked, "direction": "backward"}, None),
+            },
+        )
+
+
+def _cold(asked: dict[str, Any], rank: int | None) -> RingPlan:
+    """Return a plan made without what was kept of earlier ones."""
+    rank_candidates.cache_clear()
+    return plan_attention(rank=rank, **asked)
+
+
+def ring_table(cells: Sequence[Cell]) -> str:
+    """Return a Markdown table: strategies and directions down, partitions and masks across."""
+    places = list(product(_PARTITIONS, _MASKS))
+    lines = [["strategy", "direction", *(f"{p}, {m}" for p, m in places)]]
+    lines.append(["---"] * len(lines[0]))
+    found: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for cell in cells:
+        labels = cell.labels
+        key = (labels["strategy"], labels["direction"])
+        count = f" [{labels['candidates']}]" if "candidates" in labels else ""
+        texts = [_text(cell, name) for name in ("one rank", "all ranks")]
+        place = (labels["partition"], labels["mask"])
+        found.setdefault(key, {})[place] = " / ".join(texts) + count
+    lines += [[*key, *(row.get(place, "") for place in places)] for key, row in found.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def packed_table(cells: Sequence[Cell]) -> str:
+    """Return a Markdown table of packed documents."""
+    names = list(cells[0].seconds)
+    lines = [["ranks", "tokens", "strategy", *names], ["---"] * (3 + len(names))]
+    for cell in cells:
+        labels = [str(cell.labels[name]) for name in ("ranks", "tokens", "strategy")]
+        lines.append([*labels, *(_text(cell, name) for name in names)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(cell: Cell, name: str) -> str:
+    spread = cell.seconds[name]
+    apart = (spread.p75 - spread.p25) / spread.median
+    return f"{spread.median * 1e3:.3g} ({apart:.0%})"
+
+
+if __name__ == "__main__":
+    main()
