@@ -1,7 +1,7 @@
 """Plans of decoding: each key that a query sees once, on the rank that has it, ranks balanced."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenfabric.errors import ConfigError
@@ -77,6 +77,7 @@ def expected_pairs(cache: Layout, num_new: int, mask: Mask) -> list[tuple[int, i
 
 
 @given(caches(), st.one_of(st.none(), st.integers(1, 9)))
+@settings(deadline=None)
 def test_every_visible_pair_is_computed_once(case: tuple[Layout, int], window: int | None) -> None:
     cache, num_new = case
     mask = make_mask(is_causal=True, window=window)
@@ -89,6 +90,7 @@ def test_every_visible_pair_is_computed_once(case: tuple[Layout, int], window: i
 
 
 @given(caches())
+@settings(deadline=None)
 def test_each_position_lies_on_one_rank(case: tuple[Layout, int]) -> None:
     cache, _ = case
     for sequence, length in enumerate(cache.lengths):
@@ -101,6 +103,7 @@ def test_each_position_lies_on_one_rank(case: tuple[Layout, int]) -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 8), st.integers(1, 60))
+@settings(deadline=None)
 def test_new_tokens_keep_ranks_within_a_block_for_each_sequence(
     world_size: int, num_sequences: int, block: int, steps: int
 ) -> None:
