@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tokenring.blocks import Band, Piece
 from tokenring.mask import Mask, band_between, count_pairs
-from tokenring.runs import Operand, Run, concatenate, cut_pieces, runs_apart
+from tokenring.runs import Item, Operand, Run, concatenate, cut_pieces, runs_apart
 
 # Runs that are tried as one band: beyond this the test would cost more than the kernels it saves.
 _MAX_JOINED_RUNS = 4
@@ -61,7 +61,7 @@ def _unmasked_parts(mask: Mask, q: Operand, kv: Operand) -> list[Kernel] | None:
     """
     left, right = mask.left, mask.right
     first, last = q.first, q.last
-    seen = []
+    seen: list[Item] = []
     nearest, farthest = 0, 0
     for item in kv.items:
         _, start, step, size, _ = item[0]
