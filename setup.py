@@ -20,9 +20,12 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
+# What kernels are compiled from where the module has none (tokenfabric/cuda/kernels/sources.py).
+DEVICE_SOURCES = ("include/token", "ring", "weave/cuda")
 
 
 def find_tool(name: str) -> str | None:
@@ -37,6 +40,17 @@ def cuda_mode() -> str:
     if mode not in ("auto", "on", "off"):
         raise SetupError(f"TOKEN_CUDA must be auto, on or off, got {mode!r}")
     return mode
+
+
+class BuildWithSources(build_py):
+    """Put the device sources into the package; an editable install finds them in csrc itself."""
+
+    def run(self) -> None:
+        super().run()
+        for folder in () if self.editable_mode else DEVICE_SOURCES:
+            target = Path(self.build_lib) / "tokenfabric" / "csrc" / folder
+            unused = shutil.ignore_patterns("*.cpp", "*.cu")
+            shutil.copytree(ROOT / "csrc" / folder, target, ignore=unused, dirs_exist_ok=True)
 
 
 class CMakeBuild(build_ext):
@@ -81,5 +95,5 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("tokenfabric._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildWithSources},
 )

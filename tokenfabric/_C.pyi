@@ -1,6 +1,6 @@
 # The native module as Python sees it; a test compares the two. Nested classes stand for
 # submodules. One file because it is one module.
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 class fabric:
     OP_BARRIER: int
@@ -161,6 +161,7 @@ class ring:
         head_dim: int,
         stream: int,
         num_blocks: int,
+        launcher: Callable[[cuda.KernelLaunch], None] | None,
     ) -> None: ...
 
 class weave:
@@ -278,6 +279,34 @@ class cuda:
     MAX_BLOCKS: int
     FAILURE_RECORD_BYTES: int
 
+    class KernelSource:
+        @property
+        def file(self) -> str: ...
+        @property
+        def kernel(self) -> str: ...
+        @property
+        def params_type(self) -> str: ...
+        @property
+        def params_bytes(self) -> int: ...
+        @property
+        def options(self) -> tuple[str, ...]: ...
+
+    class KernelLaunch:
+        @property
+        def source(self) -> cuda.KernelSource: ...
+        @property
+        def params(self) -> bytes: ...
+        @property
+        def grid(self) -> tuple[int, int]: ...
+        @property
+        def num_threads(self) -> int: ...
+        @property
+        def shared_bytes(self) -> int: ...
+        @property
+        def is_cooperative(self) -> bool: ...
+        @property
+        def stream(self) -> int: ...
+
     class Runtime:
         @property
         def is_compiled(self) -> bool: ...
@@ -325,6 +354,7 @@ class cuda:
             failure_records: Sequence[int],
             timeout_s: float,
             checks_calls: bool,
+            launcher: Callable[[cuda.KernelLaunch], None] | None,
         ) -> None: ...
         def check(self, operation: str) -> None: ...
 
@@ -372,6 +402,8 @@ class cuda:
             stream: int,
         ) -> None: ...
 
+    @staticmethod
+    def kernel_sources() -> list[cuda.KernelSource]: ...
     @staticmethod
     def runtime() -> cuda.Runtime: ...
     @staticmethod

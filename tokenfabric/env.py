@@ -4,8 +4,9 @@ RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are tor
 CMake's. Ours:
 
 TOKENFABRIC_ISA         row kernels on CPU: auto, avx512_bf16, avx512, avx2, scalar
-TOKENFABRIC_CACHE_DIR   where converted checkpoints are kept
+TOKENFABRIC_CACHE_DIR   where converted checkpoints and compiled CUDA kernels are kept
 TOKENFABRIC_HOST_ID     which host this rank counts as, see host_id()
+TOKENFABRIC_CUDA_KERNELS    where CUDA kernels come from: auto, compiled, nvrtc
 TOKENFABRIC_CUDA_TABLE  measured times that GPU algorithms are chosen by, a JSON file
 TOKENFABRIC_CUDA_SLOT_MIB   size of each of a GPU world's three staging slots, default 64
 TOKENFABRIC_CUDA_CHECKS 1: GPU ranks compare what they call at every first barrier
@@ -16,6 +17,7 @@ TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES is torch's: several ranks on one GPU, f
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from tokenfabric.errors import ConfigError
 
@@ -27,6 +29,8 @@ RANK_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+CudaKernels = Literal["auto", "compiled", "nvrtc"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +122,22 @@ def cache_dir() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tokenfabric"
+
+
+def cuda_kernels() -> CudaKernels:
+    """Return which CUDA kernels are wanted: "compiled" for those of the native module, "nvrtc" for
+    the same sources compiled when they are first needed, "auto" for the first if they are there.
+
+    Raises:
+        ConfigError: the variable is none of these.
+    """
+    text = os.environ.get("TOKENFABRIC_CUDA_KERNELS", "auto")
+    for known in get_args(CudaKernels):
+        if text == known:
+            return cast(CudaKernels, known)
+    raise ConfigError(
+        f"TOKENFABRIC_CUDA_KERNELS must be one of {', '.join(get_args(CudaKernels))}, got {text!r}"
+    )
 
 
 def cuda_table() -> str | None:

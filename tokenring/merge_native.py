@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenfabric import native
+from tokenfabric.cuda.kernels.launcher import kernel_launcher
 from tokenring.partial import Partial
 
 
@@ -82,6 +83,7 @@ def merge_on_cuda(
             **_operands(partials, out, lse, sinks),
             stream=torch.cuda.current_stream().cuda_stream,
             num_blocks=0,
+            launcher=kernel_launcher(),
         )
 
 

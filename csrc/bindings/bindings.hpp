@@ -17,7 +17,8 @@ inline void* as_pointer(uintptr_t address) {
 }
 
 void register_errors();
-void bind_cuda(py::module_& module);
+void bind_cuda(py::module_& module);  // after bind_cuda_kernels, likewise
+void bind_cuda_kernels(py::module_& module);
 void bind_cuda_launch(py::module_& module);  // after bind_cuda, whose classes it takes
 void bind_fabric(py::module_& module);
 void bind_gpu_messages(py::module_& module);  // after bind_fabric, whose classes it takes

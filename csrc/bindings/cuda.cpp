@@ -85,7 +85,8 @@ void bind_cuda(py::module_& module) {
                       int64_t,
                       std::vector<uintptr_t>,
                       double,
-                      bool>(),
+                      bool,
+                      fabric::KernelLauncher>(),
              py::arg("rank"),
              py::arg("size"),
              py::arg("is_virtual"),
@@ -93,7 +94,8 @@ void bind_cuda(py::module_& module) {
              py::arg("channel_offset"),
              py::arg("failure_records"),
              py::arg("timeout_s"),
-             py::arg("checks_calls"))
+             py::arg("checks_calls"),
+             py::arg("launcher"))
         .def("check", &CudaGroup::check, py::arg("operation"));
 
     module.def("channel_bytes", &weave::cuda::channel_bytes);

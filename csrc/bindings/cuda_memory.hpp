@@ -55,7 +55,8 @@ class CudaGroup {
               int64_t channel_offset,
               std::vector<uintptr_t> failure_records,
               double timeout_s,
-              bool checks_calls) {
+              bool checks_calls,
+              fabric::KernelLauncher launcher) {
         group_.rank = rank;
         group_.size = size;
         group_.is_virtual = is_virtual;
@@ -63,6 +64,7 @@ class CudaGroup {
         group_.failure_record = {std::move(failure_records), 0};
         group_.timeout_ns = static_cast<uint64_t>(timeout_s * 1e9);
         group_.checks_calls = checks_calls;
+        group_.launcher = std::move(launcher);
     }
 
     weave::cuda::Group with(bool is_multicast) const {

@@ -4,6 +4,7 @@ PYBIND11_MODULE(_C, module) {
     module.doc() = "Native part of tokenfabric. Loaded by tokenfabric.native only.";
     token::bindings::register_errors();
     auto cuda = module.def_submodule("cuda", "GPUs: facts, memory, launches.");
+    token::bindings::bind_cuda_kernels(cuda);
     token::bindings::bind_cuda(cuda);
     token::bindings::bind_cuda_launch(cuda);
     auto fabric = module.def_submodule("fabric", "Shared memory and signals between ranks.");

@@ -22,7 +22,8 @@ void bind_ring_cuda(py::module_& module) {
            int64_t heads,
            int64_t head_dim,
            uintptr_t stream,
-           int num_blocks) {
+           int num_blocks,
+           const fabric::KernelLauncher& launcher) {
             ring::cuda::merge_lse(merge_params(pieces,
                                                sinks,
                                                out,
@@ -35,7 +36,8 @@ void bind_ring_cuda(py::module_& module) {
                                                heads,
                                                head_dim),
                                   as_pointer(stream),
-                                  num_blocks);
+                                  num_blocks,
+                                  launcher);
         },
         py::arg("pieces"),
         py::arg("sinks"),
@@ -50,6 +52,7 @@ void bind_ring_cuda(py::module_& module) {
         py::arg("head_dim"),
         py::arg("stream"),
         py::arg("num_blocks"),
+        py::arg("launcher"),
         py::call_guard<py::gil_scoped_release>());
 }
 

@@ -1,5 +1,6 @@
 // The CUDA runtime as the host code needs it. There are two bodies, of which a build has one:
-// cuda_runtime.cpp over the CUDA runtime, cuda_runtime_absent.cpp for builds without CUDA.
+// cuda_runtime.cpp over the CUDA runtime, cuda_runtime_driver.cpp over the driver alone, for builds
+// without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +10,9 @@ namespace token::fabric {
 
 // What this build and this machine have. Asking makes no CUDA context and needs no driver.
 struct CudaRuntime {
-    bool is_compiled = false;
-    int runtime_version = 0;  // 13000 is CUDA 13.0; 0: built without
-    int driver_version = 0;   // the highest CUDA version that the driver runs; 0: no driver
+    bool is_compiled = false;  // whether the kernels are in this build
+    int runtime_version = 0;   // 13000 is CUDA 13.0; 0: built without
+    int driver_version = 0;    // the highest CUDA version that the driver runs; 0: no driver
     int num_devices = 0;
     std::string problem;  // why no GPU can be used; empty if one can
 };

@@ -97,7 +97,25 @@ def _about_native() -> dict[str, Any]:
         "row_kernels": native.weave.usable_row_kernels(),
         "available_bytes": native.fabric.available_memory_bytes(),
         "problem": None,
-        "cuda_problem": native.cuda.runtime().problem or None,
+        **_about_kernels(),
+    }
+
+
+def _about_kernels() -> dict[str, Any]:
+    """Return the fields of `NativeModule` that need torch: which CUDA it has matters here."""
+    from tokenfabric import native
+
+    try:
+        from tokenfabric.cuda.kernels.launcher import kernel_backend
+
+        backend = kernel_backend()
+    except Exception as error:
+        problem = f"whether there are CUDA kernels is not known: {type(error).__name__}: {error}"
+        return {"cuda_problem": problem, "cuda_kernels": ""}
+    refusal = backend.reason if backend.way == "none" else None
+    return {
+        "cuda_problem": refusal or native.cuda.runtime().problem or None,
+        "cuda_kernels": backend.reason,
     }
 
 

@@ -1,9 +1,10 @@
 """What this host's GPUs could do together, one rank each. Pure."""
 
+import re
 from collections.abc import Iterable
 
 from launch.doctor.execution_path import ExecutionPath
-from launch.doctor.machine import Gpu, Gpus, Machine
+from launch.doctor.machine import Gpu, Gpus, Machine, Torch
 from tokenfabric.cuda.capability import AgreedCapability, CudaCapability, agree
 
 _UNPROVEN = "no measurement on several GPUs has been published with this version"
@@ -14,23 +15,35 @@ def gpu_paths(machine: Machine) -> Iterable[ExecutionPath]:
     problem = _why_no_kernels(machine)
     agreed = None if machine.gpus is None else _agreement(machine.gpus)
     lacks_gpus = _lacks_gpus(machine.gpus)
-    yield _path("CUDA kernels", problem or lacks_gpus, "compiled in", problem)
+    kernels = machine.native.cuda_kernels if machine.native is not None else ""
+    advice = _advice(problem, machine.torch)
+    yield _path("CUDA kernels", problem or lacks_gpus, kernels, advice)
     for name, reaches in (
         ("CUDA, NVLink multicast (multimem)", ("multicast",)),
         ("CUDA, peer to peer", ("multicast", "peer")),
     ):
         lacks = problem or lacks_gpus or _lacks(agreed, reaches)
         why = "" if agreed is None else f"{agreed.explain()}; {_UNPROVEN}"
-        yield _path(name, lacks, why, problem)
+        yield _path(name, lacks, why, advice)
 
 
-def _path(name: str, lacks: str | None, why: str, problem: str | None) -> ExecutionPath:
+def _path(name: str, lacks: str | None, why: str, advice: tuple[str, ...]) -> ExecutionPath:
     if lacks is None:
         return ExecutionPath(name=name, runs=True, why=why)
-    advice: tuple[str, ...] = ()
-    if problem is not None and "TOKEN_CUDA=on" in problem:
-        advice = ("build it where nvcc is: TOKEN_CUDA=on pip install -e .",)
     return ExecutionPath(name=name, runs=False, why=lacks, advice=advice)
+
+
+def _advice(problem: str | None, torch: Torch | None) -> tuple[str, ...]:
+    """Return how to get kernels where a build has none."""
+    if problem is None or "TOKEN_CUDA=on" not in problem:
+        return ()
+    build = "" if torch is None or torch.build is None else torch.build
+    found = re.match(r"CUDA (\d+)", build)
+    extra = f"cuda{found[1]}" if found else "cuda13"
+    return (
+        "build it where nvcc is: TOKEN_CUDA=on pip install -e .",
+        f"or let them be compiled when they are first needed: pip install 'tokenfabric[{extra}]'",
+    )
 
 
 def _why_no_kernels(machine: Machine) -> str | None:

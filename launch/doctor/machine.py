@@ -112,6 +112,8 @@ class NativeModule:
     problem: str | None
     cuda_problem: str | None = None
     """Why it can launch nothing on a GPU, None if it can."""
+    cuda_kernels: str = ""
+    """Where its CUDA kernels come from, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

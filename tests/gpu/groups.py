@@ -3,6 +3,7 @@
 import torch
 
 from tokenfabric import native
+from tokenfabric.cuda.kernels.launcher import kernel_launcher
 from tokenfabric.errors import CommError
 from tokenweave.cuda.virtual import memory_of
 from tokenweave.native_call import NATIVE_DTYPE, address
@@ -29,7 +30,7 @@ class Ranks:
         self.groups = [
             native.cuda.Group(
                 rank, size, False, shared, 0, [self.records[rank].data_ptr()], timeout_s,
-                checks_calls,
+                checks_calls, kernel_launcher(),
             )
             for rank in range(size)
         ]  # fmt: skip

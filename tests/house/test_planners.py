@@ -8,8 +8,8 @@ from tests.house.tree import Import, imports_of, is_within, modules
 
 # Names by what comes before them.
 PLANNERS_OF = {
-    "tokenfabric": "cuda.capability kernel machine placement placement_advice schedule simulate "
-    "timeline trace",
+    "tokenfabric": "cuda.capability cuda.kernels.backend kernel machine placement placement_advice "
+    "schedule simulate timeline trace",
     "tokenweave": "batch block_cost cuda.plan cuda.table device device_at_hand graph_plan "
     "host_plan model_shape plan reduction_cost shard_plan split split_cost split_plan "
     "split_reasons stage_work stream_plan tuning waves",

@@ -100,7 +100,11 @@ def ptx_of_kernels(unit: str, architecture: str) -> dict[str, set[str]]:
     """Return the PTX instructions of every kernel of a unit, by its mangled name."""
     folder = kept()
     assert folder is not None
-    text = (folder / f"{unit}.compute_{architecture}.ptx").read_text()
+    return instructions((folder / f"{unit}.compute_{architecture}.ptx").read_text())
+
+
+def instructions(text: str) -> dict[str, set[str]]:
+    """Return the instructions of every kernel in a text of PTX, by its mangled name."""
     bodies = re.split(r"\.entry\s+(\w+)", text)[1:]
     return {
         name: set(re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.:]*)", body, re.MULTILINE))

@@ -26,6 +26,40 @@ int cuDeviceCanAccessPeer(int* can, int device, int peer) { *can = device < peer
 }
 """
 
+# Copies between addresses of this process, for where kernels were not compiled in. The structure is
+# CUDA_MEMCPY2D of cuda.h.
+COPIES = """
+#include <cstring>
+struct Copy2D {
+    size_t source_x, source_y;
+    int source_kind;
+    const void* source_host;
+    unsigned long long source;
+    void* source_array;
+    size_t source_pitch, target_x, target_y;
+    int target_kind;
+    void* target_host;
+    unsigned long long target;
+    void* target_array;
+    size_t target_pitch, width, height;
+};
+extern "C" {
+int cuMemcpyAsync(unsigned long long to, unsigned long long from, size_t bytes, void* stream) {
+    if (stream != (void*)7) return 400;
+    std::memcpy((void*)to, (void*)from, bytes); return 0;
+}
+int cuMemcpy2DAsync_v2(const Copy2D* copy, void* stream) {
+    if (copy->source_kind != 2 || copy->target_kind != 2) return 1;
+    for (size_t row = 0; row < copy->height; ++row) {
+        int failed = cuMemcpyAsync(copy->target + row * copy->target_pitch,
+                                   copy->source + row * copy->source_pitch, copy->width, stream);
+        if (failed) return failed;
+    }
+    return 0;
+}
+}
+"""
+
 # Device 40 has 4 links, of which the third is down; device 41 has none.
 NVML = """
 #include <cstring>

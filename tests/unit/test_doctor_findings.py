@@ -26,6 +26,7 @@ from tests.unit.made_up_machines import (
     with_gpus,
     with_package,
 )
+from tokenfabric.cuda.kernels.backend import BackendFacts, choose_backend
 
 BASIC = "CPU ranks over shared memory"
 MULTICAST = "CUDA, NVLink multicast (multimem)"
@@ -145,7 +146,9 @@ def _on_gpus(*devices: Gpu, **native: str | None) -> Machine:
     return replace(with_gpus(*devices), torch=torch, native=replace(NATIVE, **native))
 
 
-NOT_BUILT = "this build has no CUDA kernels: build it where nvcc is, with TOKEN_CUDA=on"
+NOT_BUILT = choose_backend(
+    BackendFacts(is_compiled=False, torch_cuda="13.0", cupy_problem="CuPy is not installed")
+).reason
 PAIR = (GPU, replace(GPU, peers=(0,)))
 GPUS = {
     "none": (MACHINE, r"torch .* finds no usable GPU", r"torch .* finds no usable GPU"),
@@ -190,9 +193,16 @@ def test_what_gpus_do_together_is_what_their_ranks_would_agree_on(name: str) -> 
 
 
 def test_kernels_that_were_not_built_come_with_a_step() -> None:
-    """Where nvcc is, they can be."""
+    """Where nvcc is they can be, and elsewhere compiled when first needed."""
     advice = find(_on_gpus(*PAIR, cuda_problem=NOT_BUILT)).path("CUDA kernels").advice
     assert "TOKEN_CUDA=on" in advice[0]
+    assert "'tokenfabric[cuda13]'" in advice[1]
+
+
+def test_where_kernels_come_from_is_said() -> None:
+    """The reason of the choice is that of the path."""
+    machine = _on_gpus(*PAIR, cuda_kernels="kernels are compiled by NVRTC 13.1")
+    assert find(machine).path("CUDA kernels").why == "kernels are compiled by NVRTC 13.1"
 
 
 @pytest.mark.parametrize(

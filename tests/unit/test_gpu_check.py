@@ -96,6 +96,12 @@ def test_what_is_sanitized_exists() -> None:
         assert f"def test_{words}" in text
 
 
+def test_what_runs_by_nvrtc_exists() -> None:
+    """Files of tests/gpu."""
+    root = Path(gpu_check._REPOSITORY)
+    assert [it for it in gpu_check._NVRTC_TESTS if not (root / it).is_file()] == []
+
+
 def test_bytes_are_counted_by_kernel() -> None:
     """Counting traffic gives 1.83, 1.50 and 1.28 for 2, 4 and 8 ranks."""
     sizes = [Size(ranks, 4096, 8192) for ranks in (2, 4, 8)]

@@ -12,6 +12,7 @@ from tests.gpu import test_virtual_fused as fused
 from tests.gpu import test_virtual_quantized as quantized
 from tests.unit.fake_virtual import FakeVirtualCuda, FakeVirtualReduction
 from tokenfabric import native
+from tokenweave.cuda import virtual
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,7 @@ def _virtual_ranks_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return zeros(*args, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(native, "cuda", FakeVirtualCuda, raising=False)
+    monkeypatch.setattr(virtual, "kernel_launcher", lambda: None)
     monkeypatch.setattr(torch, "zeros", without_pinning)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     stream = SimpleNamespace(cuda_stream=0)

@@ -9,6 +9,7 @@ import torch
 
 from tokenfabric import env, native, topology
 from tokenfabric.cuda.capability import CudaCapability
+from tokenfabric.cuda.kernels.launcher import kernel_backend, kernel_launcher
 from tokenfabric.errors import ConfigError, MismatchError, TokenFabricError, TopologyError
 
 CARD_BYTES = 8192
@@ -18,6 +19,12 @@ _MOST_PROBLEM_CHARACTERS = 2000
 
 def why_no_cuda() -> str:
     """Return why this process cannot use a GPU, "" if it can. Makes no CUDA context."""
+    try:
+        backend = kernel_backend()
+    except ConfigError as error:
+        return str(error)
+    if backend.way == "none":
+        return backend.reason
     problem = native.cuda.runtime().problem
     if problem:
         return problem
@@ -98,6 +105,9 @@ def _ask(device: torch.device, host: str, table: bytes) -> CudaCapability:
     from torch._C._distributed_c10d import _SymmetricMemory
 
     torch.cuda.set_device(device)
+    launcher = kernel_launcher()
+    if launcher is not None:
+        launcher.check()
     found = torch.cuda.get_device_properties(device)
     others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     return CudaCapability(

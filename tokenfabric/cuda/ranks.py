@@ -12,6 +12,7 @@ from tokenfabric import env, native
 from tokenfabric.channel_cuda import CopyEngineChannel
 from tokenfabric.cuda.capability import AgreedCapability, agree
 from tokenfabric.cuda.device import pack, read_capability, unpack
+from tokenfabric.cuda.kernels.launcher import kernel_backend, kernel_launcher
 from tokenfabric.cuda.memory import ALIGNMENT_BYTES, CudaMemory
 from tokenfabric.errors import CommError, ConfigError, TopologyError
 from tokenfabric.rendezvous import all_gather_bytes
@@ -113,6 +114,7 @@ class CudaRanks:
             [self._record.data_ptr()],
             timeout_s,
             env.cuda_checks(),
+            kernel_launcher(),
         )
         # A world of one rank finds every tensor in its reach.
         self.everywhere = native.cuda.Memory([0], 0) if self.size == 1 else None
@@ -217,6 +219,7 @@ class CudaRanks:
         place = self.workspace
         return (
             f"{self.capability.explain()}",
+            kernel_backend().reason,
             f"workspace of {place.total >> 20} MiB: 3 slots of {place.slot_bytes >> 20} MiB, "
             f"one-shot up to {ONE_SHOT_BLOCKS * ONE_SHOT_BLOCK_BYTES >> 10} KiB",
         )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from tokenfabric import native
+from tokenfabric.cuda.kernels.launcher import kernel_launcher
 from tokenfabric.cuda.memory import ALIGNMENT_BYTES
 from tokenweave.forms import NormKind
 from tokenweave.native_call import NATIVE_DTYPE, NATIVE_FORMAT, NATIVE_NORM, address
@@ -59,7 +60,7 @@ class VirtualRanks:
         torch.cuda.synchronize(device)
         self.group = native.cuda.Group(
             0, size, True, memory_of(self._channels), 0, [row.data_ptr() for row in self.records],
-            timeout_s, checks_calls,
+            timeout_s, checks_calls, kernel_launcher(),
         )  # fmt: skip
 
     def own_rows(self, rank: int, rows: int) -> int:

@@ -51,6 +51,7 @@ add_library(token_emulated_cases STATIC
     ${TOKEN_WEAVE_CUDA}/failure.cpp
     ${TOKEN_WEAVE_CUDA}/launch.cpp
     ${TOKEN_WEAVE_CUDA}/launch_checks.cpp
+    ${TOKEN_WEAVE_CUDA}/start.cpp
 )
 target_link_libraries(token_emulated_cases PUBLIC token_emulator)
 set(TOKEN_EMULATED_UNITS baseline gather reduce_multicast reduce_peer reduce_unaligned)
@@ -84,9 +85,9 @@ set_tests_properties(emulated_seeded PROPERTIES TIMEOUT 120)
 
 # ---- the merge of attention outputs: the shipped unit, beside the CPU's ----
 set(TOKEN_RING_CUDA ${PROJECT_SOURCE_DIR}/csrc/ring/cuda)
-add_library(token_emulated_merge STATIC ${TOKEN_RING_CUDA}/launch.cu)
-set_source_files_properties(${TOKEN_RING_CUDA}/launch.cu PROPERTIES LANGUAGE CXX)
+add_library(token_emulated_merge STATIC ${TOKEN_RING_CUDA}/merge_lse.cu)
+set_source_files_properties(${TOKEN_RING_CUDA}/merge_lse.cu PROPERTIES LANGUAGE CXX)
 token_emulate(token_emulated_merge)
 target_compile_options(token_emulated_merge PRIVATE -ffp-contract=off)
-token_add_emulated_test(emulated_merge ${TOKEN_RING_CUDA}/launch_plan.cpp)
+token_add_emulated_test(emulated_merge ${TOKEN_RING_CUDA}/launch.cpp ${TOKEN_RING_CUDA}/launch_plan.cpp)
 target_link_libraries(test_emulated_merge PRIVATE token_emulated_merge token_native)

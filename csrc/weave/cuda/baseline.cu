@@ -4,7 +4,7 @@
 
 namespace token::weave::cuda {
 
-void enqueue_row_per_block(const ReductionParams& params, const LaunchShape& shape) {
+void enqueue_row_per_block(const ReductionParams& params, Element, const LaunchShape& shape) {
     enqueue(row_per_block, params, shape);
 }
 

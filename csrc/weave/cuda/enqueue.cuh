@@ -18,10 +18,8 @@ void enqueue(void (*kernel)(Params), const Params& params, const LaunchShape& sh
         dim3(static_cast<unsigned>(shape.num_blocks), static_cast<unsigned>(shape.num_ranks));
     config.blockDim = dim3(static_cast<unsigned>(shape.num_threads));
     config.stream = static_cast<cudaStream_t>(shape.stream);
-    // Virtual ranks wait for each other inside the launch: CUDA refuses what cannot be resident.
-    // Between GPUs nothing of the kind is needed, block b waits for block b of its peers only.
     config.attrs = &attribute;
-    config.numAttrs = shape.num_ranks > 1 ? 1 : 0;
+    config.numAttrs = is_cooperative(shape) ? 1 : 0;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
     if (error != cudaSuccess) {
         throw SystemFailure(concat("launching ",

@@ -1,6 +1,6 @@
-// Between launch.cpp, which checks and fills parameters without CUDA, and the .cu units, which are
-// the only ones to know kernels. Each function puts one kernel on the stream or throws
-// SystemFailure with CUDA's reason.
+// Between start.cpp, which knows no CUDA, and the .cu units, which are the only ones to have
+// kernels compiled in. Each function puts one kernel on the stream or throws SystemFailure with
+// CUDA's reason; of a build without CUDA (enqueue_absent.cpp) each throws.
 #pragma once
 
 #include "params.hpp"
@@ -21,6 +21,12 @@ struct LaunchShape {
     void* stream;     // cudaStream_t
 };
 
+// Virtual ranks wait for each other inside the launch: CUDA refuses what cannot be resident.
+// Between GPUs nothing of the kind is needed, block b waits for block b of its peers only.
+constexpr bool is_cooperative(const LaunchShape& shape) {
+    return shape.num_ranks > 1;
+}
+
 void enqueue_two_shot_peer(const ReductionParams& params, Element dtype, const LaunchShape& shape);
 // Rows of no whole units, element by element.
 void enqueue_two_shot_unaligned(const ReductionParams& params,
@@ -34,7 +40,11 @@ void enqueue_one_shot_multicast(const ReductionParams& params,
                                 Element dtype,
                                 const LaunchShape& shape);
 void enqueue_gather_peer(const GatherParams& params, bool is_aligned, const LaunchShape& shape);
-void enqueue_gather_multicast(const GatherParams& params, const LaunchShape& shape);
-void enqueue_row_per_block(const ReductionParams& params, const LaunchShape& shape);
+// Whole vectors of 16 bytes only.
+void enqueue_gather_multicast(const GatherParams& params,
+                              bool is_aligned,
+                              const LaunchShape& shape);
+// Of benchmarks, bf16 only.
+void enqueue_row_per_block(const ReductionParams& params, Element dtype, const LaunchShape& shape);
 
 }  // namespace token::weave::cuda

@@ -11,7 +11,7 @@ void enqueue_gather_peer(const GatherParams& params, bool is_aligned, const Laun
     enqueue(all_gather_rows<Peer, false>, params, shape);
 }
 
-void enqueue_gather_multicast(const GatherParams& params, const LaunchShape& shape) {
+void enqueue_gather_multicast(const GatherParams& params, bool, const LaunchShape& shape) {
     enqueue(all_gather_rows<Multicast, true>, params, shape);
 }
 

@@ -1,9 +1,9 @@
 // From launch.hpp to kernels: fills their parameters, chooses the kernel. Host code without CUDA
-// headers; what is refused is said in launch_checks.cpp.
+// headers, in every build; what is refused is said in launch_checks.cpp.
 #include "launch.hpp"
 
-#include "enqueue.hpp"
 #include "launch_checks.hpp"
+#include "start.hpp"
 #include "token/common/check.hpp"
 #include "token/common/math.hpp"
 
@@ -161,6 +161,17 @@ ReductionParams reduction_params(const Reduction& call) {
     return params;
 }
 
+ReductionKernel kernel_of(const Reduction& call) {
+    const bool is_multicast = call.group.reach == Reach::kMulticast;
+    if (call.form == Form::kOneShot) {
+        return is_multicast ? ReductionKernel::kOneShotMulticast : ReductionKernel::kOneShotPeer;
+    }
+    if (call.hidden % kRowUnitElements != 0) {
+        return ReductionKernel::kTwoShotUnaligned;
+    }
+    return is_multicast ? ReductionKernel::kTwoShotMulticast : ReductionKernel::kTwoShotPeer;
+}
+
 LaunchShape shape_of(const Group& group, int num_blocks, int num_threads, void* stream) {
     return {num_blocks, group.is_virtual ? group.size : 1, num_threads, stream};
 }
@@ -176,18 +187,11 @@ void allreduce_rmsnorm(const Reduction& call) {
     // Whole row groups: a warp outside them would be one more group, of too few warps.
     const int num_threads =
         rows_per_block(call.hidden, call.dtype) * params.warps_per_row * kWarpThreads;
-    const LaunchShape shape = shape_of(call.group, call.num_blocks, num_threads, call.stream);
-    const auto element = static_cast<Element>(call.dtype);
-    const bool is_multicast = call.group.reach == Reach::kMulticast;
-    if (call.form == Form::kOneShot) {
-        return is_multicast ? enqueue_one_shot_multicast(params, element, shape)
-                            : enqueue_one_shot_peer(params, element, shape);
-    }
-    if (call.hidden % kRowUnitElements != 0) {
-        return enqueue_two_shot_unaligned(params, element, shape);
-    }
-    return is_multicast ? enqueue_two_shot_multicast(params, element, shape)
-                        : enqueue_two_shot_peer(params, element, shape);
+    start(kernel_of(call),
+          static_cast<Element>(call.dtype),
+          params,
+          shape_of(call.group, call.num_blocks, num_threads, call.stream),
+          call.group.launcher);
 }
 
 void row_per_block_baseline(const Reduction& call) {
@@ -198,8 +202,11 @@ void row_per_block_baseline(const Reduction& call) {
     }
     ReductionParams params = reduction_params(call);
     params.warps_per_row = kBlockThreads / kWarpThreads;
-    enqueue_row_per_block(params,
-                          shape_of(call.group, call.num_blocks, kBlockThreads, call.stream));
+    start(ReductionKernel::kRowPerBlock,
+          Element::kBFloat16,
+          params,
+          shape_of(call.group, call.num_blocks, kBlockThreads, call.stream),
+          call.group.launcher);
 }
 
 void all_gather(const Gather& call) {
@@ -214,12 +221,15 @@ void all_gather(const Gather& call) {
     params.out = shared_region(call.out);
     params.rows = call.rows;
     params.row_bytes = call.row_bytes;
-    const LaunchShape shape = shape_of(call.group, call.num_blocks, kBlockThreads, call.stream);
     const bool is_aligned = are_vectors(call);
+    GatherKernel kernel = is_aligned ? GatherKernel::kPeer : GatherKernel::kPeerUnaligned;
     if (is_aligned && call.group.reach == Reach::kMulticast) {
-        return enqueue_gather_multicast(params, shape);
+        kernel = GatherKernel::kMulticast;
     }
-    enqueue_gather_peer(params, is_aligned, shape);
+    start(kernel,
+          params,
+          shape_of(call.group, call.num_blocks, kBlockThreads, call.stream),
+          call.group.launcher);
 }
 
 int64_t channel_bytes() {

@@ -10,6 +10,7 @@
 // read_failure().
 #pragma once
 
+#include "../../fabric/kernel_launch.hpp"
 #include "channel.hpp"
 #include "token/common/dtype.hpp"
 #include "token/norm/quantize_row.hpp"
@@ -53,6 +54,7 @@ struct Group {
     // Compare a fingerprint of the call with every peer's at the first barrier: a debugging aid,
     // one more store and load for each peer and block.
     bool checks_calls = false;
+    fabric::KernelLauncher launcher;  // empty: the kernels that were compiled in
 };
 
 enum class Form : int32_t {
