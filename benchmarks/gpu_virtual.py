@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenfabric.testing.tolerance import assert_close
-from tokenweave.cuda.virtual import Form, VirtualCall, VirtualRanks
+from tokenweave.cuda.virtual import Form, Pace, VirtualCall, VirtualRanks
 from tokenweave.reference import allreduce_rmsnorm_reference
 
 EPS = 1e-6
@@ -74,13 +74,13 @@ class Problem:
         return call
 
     def fused(
-        self, ranks: VirtualRanks, form: Form, num_blocks: int
+        self, ranks: VirtualRanks, form: Form, num_blocks: int, pace: Pace | None = None
     ) -> list[Callable[[], torch.Tensor]]:
         """Return the work of all ranks in one launch, for each set of inputs."""
         size = self.size
         call = VirtualCall(
             rows=size.rows, hidden=size.hidden, form=form, num_blocks=num_blocks,
-            is_residual_sharded=form != "one_shot",
+            is_residual_sharded=form != "one_shot", pace=pace,
         )  # fmt: skip
         reduction = ranks.prepare(call)
         residuals = [self.residual] * size.ranks

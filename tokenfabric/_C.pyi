@@ -380,6 +380,7 @@ class cuda:
             num_blocks: int,
             is_baseline: bool,
         ) -> None: ...
+        def pace(self, bytes_per_ns: float, latency_ns: int) -> None: ...
         def run(
             self,
             x_memory: cuda.Memory | None,

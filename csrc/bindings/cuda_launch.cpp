@@ -57,6 +57,11 @@ class CudaReduction {
         launch_.num_blocks = num_blocks;
     }
 
+    // For benchmarks.
+    void pace(double bytes_per_ns, int64_t latency_ns) {
+        launch_.pace = {bytes_per_ns, latency_ns};
+    }
+
     void run(const CudaMemory* x_memory,
              int64_t x,
              const CudaMemory* out_memory,
@@ -164,6 +169,7 @@ void bind_cuda_launch(py::module_& module) {
              py::arg("staging_block_bytes"),
              py::arg("num_blocks"),
              py::arg("is_baseline"))
+        .def("pace", &CudaReduction::pace, py::arg("bytes_per_ns"), py::arg("latency_ns"))
         .def("run",
              &CudaReduction::run,
              py::arg("x_memory"),

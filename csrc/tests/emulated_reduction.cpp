@@ -176,6 +176,7 @@ weave::cuda::Reduction EmulatedReduction::reduction_of(int rank) const {
     call.quantized.codes = result(codes_);
     call.quantized.scales = result(scales_);
     call.num_blocks = case_.num_blocks;
+    call.pace = case_.pace;
     call.stream = const_cast<Machine&>(machine_).stream(case_.is_virtual ? 0 : rank);
     return call;
 }

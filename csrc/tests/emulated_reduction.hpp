@@ -34,6 +34,7 @@ struct EmulatedCase {
     bool has_out = true;
     bool is_in_place = false;
     bool checks_calls = false;
+    weave::cuda::Pace pace;
     // how it is run
     int num_launches = 2;
     uint32_t first_epoch = 0;  // of every block, as after so many barriers

@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu_check
+from benchmarks import bench_gpu_blocks, gpu_check
+from benchmarks.bench_gpu_blocks import Rates
 from benchmarks.gpu_check import Check
 from benchmarks.gpu_virtual import Size
 from tokenfabric.testing.bench_cell import Cell, Spread
@@ -109,6 +110,16 @@ def test_bytes_are_counted_by_kernel() -> None:
     assert [round(it, 2) for it in ratios] == [1.83, 1.5, 1.28]
     assert Size(8, 16384, 8192).num_sets == 1
     assert Size(2, 1, 4096).num_sets == 4
+
+
+def test_paced_ranks_ask_less_of_memory_than_it_gives() -> None:
+    """The pace must be what limits the benchmark: 4.8 TB/s of an H200, not all of which is had."""
+    size = bench_gpu_blocks._PACED_SIZE
+    rates = Rates(size.ranks, {1: 20e9, 4: 45e9, 16: 50e9})
+    assert rates.share(4) == 0.9
+    assert rates.paced_limit == 90e9
+    rows_a_second = rates.paced_limit * size.ranks / size.message_bytes
+    assert rows_a_second * size.fused_bytes < 0.8 * 4.8e12
 
 
 def test_results_name_gpu_and_date(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ class VirtualRanks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Loads of partial sums as a link would bring them: what csrc/weave/cuda/paced.cuh can play."""
+
+    bytes_per_s: float
+    """Of all partial sums that one rank loads, its own among them."""
+    latency_s: float = 0.0
+    """From asking for a row to adding it, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VirtualCall:
     """What `VirtualRanks.prepare` settles: see `tokenweave.allreduce_rmsnorm`."""
 
@@ -98,6 +108,8 @@ class VirtualCall:
     norm: NormKind = "rms_norm"
     quantized: QuantizedOutput | None = None
     num_blocks: int = 4
+    pace: Pace | None = None
+    """Of two_shot in bf16, for benchmarks."""
 
 
 class VirtualReduction:
@@ -166,6 +178,8 @@ class VirtualReduction:
             call.num_blocks,
             call.form == "row_per_block",
         )
+        if call.pace is not None:
+            self._native.pace(call.pace.bytes_per_s * 1e-9, round(call.pace.latency_s * 1e9))
 
     def run(
         self,

@@ -65,7 +65,7 @@ function(token_add_reduction_kernels target folder)
 endfunction()
 
 token_add_reduction_kernels(token_emulated_kernels ${TOKEN_WEAVE_CUDA})
-foreach(name emulated_reduction emulated_faults emulated_gather)
+foreach(name emulated_reduction emulated_faults emulated_gather emulated_pace)
     add_executable(test_${name} test_${name}.cpp)
     target_link_libraries(test_${name} PRIVATE token_emulated_cases token_emulated_kernels)
     add_test(NAME ${name} COMMAND test_${name})

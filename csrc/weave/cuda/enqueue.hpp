@@ -46,5 +46,6 @@ void enqueue_gather_multicast(const GatherParams& params,
                               const LaunchShape& shape);
 // Of benchmarks, bf16 only.
 void enqueue_row_per_block(const ReductionParams& params, Element dtype, const LaunchShape& shape);
+void enqueue_two_shot_paced(const ReductionParams& params, Element dtype, const LaunchShape& shape);
 
 }  // namespace token::weave::cuda

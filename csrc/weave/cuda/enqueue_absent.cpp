@@ -37,5 +37,8 @@ void enqueue_gather_multicast(const GatherParams&, bool, const LaunchShape&) {
 void enqueue_row_per_block(const ReductionParams&, Element, const LaunchShape&) {
     refuse();
 }
+void enqueue_two_shot_paced(const ReductionParams&, Element, const LaunchShape&) {
+    refuse();
+}
 
 }  // namespace token::weave::cuda

@@ -7,6 +7,7 @@
 #include "token/common/check.hpp"
 #include "token/common/math.hpp"
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -114,6 +115,10 @@ int warps_per_row(int64_t hidden) {
     return static_cast<int>(ceil_div(units_of(hidden), kWarpThreads * kRowUnitsPerLane));
 }
 
+bool is_paced(const Reduction& call) {
+    return call.pace.bytes_per_ns != 0.0;
+}
+
 ReductionParams reduction_params(const Reduction& call) {
     const bool is_two_shot = call.form == Form::kTwoShot;
     const auto result = [&](const Tensor& tensor) {
@@ -158,10 +163,17 @@ ReductionParams reduction_params(const Reduction& call) {
     params.is_out_own_rows = !is_two_shot;
     params.is_residual_own_rows = call.residual_is_sharded;
     params.stores_residual_to_all = is_two_shot && !call.residual_is_sharded;
+    if (is_paced(call)) {
+        params.pace_row_ns = static_cast<uint32_t>(std::lround(pace_row_ns(call)));
+        params.pace_latency_ns = static_cast<uint32_t>(call.pace.latency_ns);
+    }
     return params;
 }
 
 ReductionKernel kernel_of(const Reduction& call) {
+    if (is_paced(call)) {
+        return ReductionKernel::kTwoShotPaced;
+    }
     const bool is_multicast = call.group.reach == Reach::kMulticast;
     if (call.form == Form::kOneShot) {
         return is_multicast ? ReductionKernel::kOneShotMulticast : ReductionKernel::kOneShotPeer;
@@ -180,6 +192,9 @@ LaunchShape shape_of(const Group& group, int num_blocks, int num_threads, void* 
 
 void allreduce_rmsnorm(const Reduction& call) {
     check_reduction(call);
+    if (is_paced(call)) {
+        check_pace(call);
+    }
     if (call.rows == 0) {
         return;
     }

@@ -77,6 +77,12 @@ struct QuantizedResult {
     Tensor scales;  // [rows, ceil(hidden / group_elements)] fp32, like out; not with `scale`
 };
 
+// For benchmarks on one GPU: loads of partial sums as a link would bring them, see paced.cuh.
+struct Pace {
+    double bytes_per_ns = 0.0;  // of all loads of partial sums of one rank; 0: not paced
+    int64_t latency_ns = 0;     // of each row at least
+};
+
 // residual_out = sum_r(x_r) + bias + residual; out is its norm. Without weight out is the sum: the
 // plain all-reduce. Rounding: the sum over ranks once to dtype, everything after in fp32, results
 // once. x may be out (two-shot): a row is read by its owner before the owner overwrites it.
@@ -110,6 +116,7 @@ struct Reduction {
     int64_t staging_block_bytes = 0;  // of one-shot, see one_shot_block_bytes()
     int num_blocks = 1;               // the SM budget: blocks of up to 512 threads; 1 to kMaxBlocks
     void* stream = nullptr;           // cudaStream_t
+    Pace pace;
 };
 
 void allreduce_rmsnorm(const Reduction& reduction);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kMaxHidden = 16384;
 constexpr uintptr_t kVectorBytes = 16;
+constexpr int64_t kMostPaceNs = 1'000'000'000;  // paced.cuh counts in 32 bits
 
 bool is_aligned(const Tensor& tensor) {
     for (const uintptr_t address : tensor.by_rank) {
@@ -229,6 +230,27 @@ void check_baseline(const Reduction& call) {
                     call.hidden % kRowUnitElements == 0 && call.group.reach == Reach::kPeer &&
                     call.quantized.format == norm::QuantizedFormat::kNone,
                 "the baseline is RMSNorm of bf16 with a sharded residual, through addresses");
+}
+
+double pace_row_ns(const Reduction& call) {
+    const int64_t row_bytes = call.hidden * element_bytes(call.dtype) * call.group.size;
+    const int64_t num_groups = int64_t{call.num_blocks} * rows_per_block(call.hidden, call.dtype);
+    return static_cast<double>(row_bytes * num_groups) / call.pace.bytes_per_ns;
+}
+
+void check_pace(const Reduction& call) {
+    TOKEN_CHECK(call.form == Form::kTwoShot && call.group.reach == Reach::kPeer &&
+                    call.dtype == DType::kBFloat16 && call.hidden % kRowUnitElements == 0,
+                "only two-shot of bf16 through addresses, in whole units, can be paced");
+    TOKEN_CHECK(call.pace.bytes_per_ns > 0.0 && pace_row_ns(call) <= kMostPaceNs &&
+                    call.pace.latency_ns >= 0 && call.pace.latency_ns <= kMostPaceNs,
+                "a pace of ",
+                call.pace.bytes_per_ns,
+                " bytes/ns with a latency of ",
+                call.pace.latency_ns,
+                " ns: a row must come within ",
+                kMostPaceNs,
+                " ns");
 }
 
 bool are_vectors(const Gather& call) {

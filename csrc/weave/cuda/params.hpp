@@ -63,6 +63,9 @@ struct ReductionParams {
     bool is_out_own_rows;         // out, codes and scales: this rank's rows, in its own memory
     bool is_residual_own_rows;    // residual and residual_out: this rank's rows, in its own memory
     bool stores_residual_to_all;  // residual_out is computed by one rank for all
+    // benchmarks, see paced.cuh
+    uint32_t pace_row_ns;
+    uint32_t pace_latency_ns;
 };
 
 struct GatherParams {

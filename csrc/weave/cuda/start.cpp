@@ -33,6 +33,7 @@ constexpr ReductionEntry kReductions[] = {
     {enqueue_one_shot_peer, "one_shot", "one_shot", "Peer", true, kAllTypes},
     {enqueue_one_shot_multicast, "one_shot", "one_shot", "Multicast", true, kSwitchTypes},
     {enqueue_row_per_block, "row_per_block", "row_per_block", nullptr, true, kOneType},
+    {enqueue_two_shot_paced, "paced", "two_shot", "Paced", true, kOneType},
 };
 
 struct GatherEntry {
@@ -142,7 +143,7 @@ void start(GatherKernel kernel,
 }
 
 std::vector<fabric::KernelSource> kernel_sources() {
-    static_assert(std::size(kReductions) == static_cast<int>(ReductionKernel::kRowPerBlock) + 1);
+    static_assert(std::size(kReductions) == static_cast<int>(ReductionKernel::kTwoShotPaced) + 1);
     static_assert(std::size(kGathers) == static_cast<int>(GatherKernel::kMulticast) + 1);
     std::vector<fabric::KernelSource> sources;
     for (const ReductionEntry& entry : kReductions) {

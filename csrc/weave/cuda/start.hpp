@@ -17,6 +17,7 @@ enum class ReductionKernel {
     kOneShotPeer,
     kOneShotMulticast,
     kRowPerBlock,
+    kTwoShotPaced,
 };
 
 enum class GatherKernel { kPeer, kPeerUnaligned, kMulticast };
