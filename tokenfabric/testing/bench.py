@@ -93,8 +93,7 @@ class Budget:
     """At least so many, whatever they take."""
     max_rounds: int = 400
     warmup_calls: int = 3
-    """Untimed calls of every provider after its check (which is the first call of all); none where
-    all calls take a second or more."""
+    """Untimed calls of every provider after its check; none where all take a second or more."""
 
 
 def measure(
@@ -138,8 +137,7 @@ def measure(
         name: it if isinstance(it, SameAs) else _one_pass(it, calls_per_sample)
         for name, it in providers.items()
     }
-    (cell,) = _measure(ours, baseline, check, [labels], ranks, budget, prime, finish)
-    return cell
+    return _measure(ours, baseline, check, [labels], ranks, budget, prime, finish)[0]
 
 
 def measure_passes(
@@ -266,8 +264,7 @@ def _measure(
             for provider in entries:
                 take(provider)
             round_s = float(ranks.maximum(np.array([time.perf_counter() - start_s]))[0])
-        num_rounds = min(int(budget.seconds / round_s), budget.max_rounds)
-        num_rounds = max(budget.min_rounds, num_rounds)
+        num_rounds = max(budget.min_rounds, min(int(budget.seconds / round_s), budget.max_rounds))
         seconds = np.empty((num_rounds, len(entries), len(labels)))
         for index in range(num_rounds):
             for position in round_order(index, len(entries)):
