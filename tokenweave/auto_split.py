@@ -1,7 +1,9 @@
 """split="auto" on GPUs: plan_split with the table of the GPUs at hand and the sizes of the model.
 
-What cannot be planned (no table for this GPU, a model of unknown sizes) is not split; the plan and,
-once, the log say so. Never is another GPU's table used in its place.
+Rates that `tokenfabric bench --tune` has measured on so many of these very GPUs go before those of
+the table; the ranks share a host and its file of them. What cannot be planned (no table for this
+GPU, a model of unknown sizes) is not split; the plan and, once, the log say so. Never is another
+GPU's table used in its place.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +18,7 @@ from tokenweave.device_tables import load_device
 from tokenweave.model_shape import ModelShape
 from tokenweave.split import plan_split
 from tokenweave.split_plan import ReductionChoice, SplitPlan
+from tokenweave.tuned_tables import default_path, gpu_key, tuned_device
 
 if TYPE_CHECKING:
     from tokenfabric.cuda.capability import AgreedCapability
@@ -47,7 +50,11 @@ class AutoSplit:
         found = choose_table(agreed.gpu, agreed.num_devices, agreed.world_size)
         device, reason = None, found.reason
         if found.name:
-            device = load_device(found.name)
+            device = tuned_device(default_path(), gpu_key(agreed.gpu, agreed.world_size))
+            if device is None:
+                device = load_device(found.name)
+            else:
+                reason = f"rates measured on {agreed.gpu}, in {default_path()}"
             if device.num_sms != agreed.num_sms:
                 reason = (
                     f"{agreed.gpu} has {agreed.num_sms} SMs here and {device.num_sms} in device "

@@ -41,6 +41,11 @@ class MachineKey(BaseModel):
         return f"{self.processor}, {self.world_size} ranks of {self.threads} threads, {self.dtype}"
 
 
+def gpu_key(gpu: str, world_size: int) -> MachineKey:
+    """Return the key of a world of GPUs: a rank each, computing in bf16."""
+    return MachineKey(processor=gpu, world_size=world_size, threads=1, dtype="bf16")
+
+
 class Provenance(BaseModel):
     """Where and how the numbers were measured."""
 

@@ -12,7 +12,7 @@ from tokenfabric import World
 from tokenfabric.errors import ConfigError
 from tokenfabric.testing.bench_report import environment
 from tokenfabric.testing.gpu_report import gpu_facts
-from tokenweave.device_tables import device_names
+from tokenweave.device_at_hand import choose_table
 from tokenweave.tuned_tables import MachineKey, Provenance
 
 _REPOSITORY = Path(tokenfabric.__file__).resolve().parents[1]
@@ -26,15 +26,13 @@ def base_table(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "cpu"
-    name = torch.cuda.get_device_name(device)
-    words = name.lower().replace("-", " ").split()
-    found = [table for table in device_names() if table in words]
-    if len(found) != 1:
+    found = choose_table(torch.cuda.get_device_name(device), 1, 1)
+    if not found.name:
         raise ConfigError(
-            f"no device table is of {name!r}; there are {', '.join(device_names())}: add "
-            "tokenweave/tables/<name>.json with its numbers of SMs and tile shapes"
+            f"{found.reason}: add tokenweave/tables/<name>.json with its numbers of SMs and tile "
+            "shapes, and its name to tokenweave/device_at_hand.py"
         )
-    return found[0]
+    return found.name
 
 
 def machine_key(world: World, dtype: torch.dtype) -> MachineKey:

@@ -1,6 +1,8 @@
 """split="auto" on GPUs: by the table of the very GPUs and the model's sizes, or not at all."""
 
 import logging
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from tests.unit.gpu_models import put_fakes
+from tests.unit.test_tuned_tables import entry
 from tokenfabric.cuda.capability import AgreedCapability
 from tokenfabric.prepared import PreparedCalls
 from tokenweave import WeaveConfig
@@ -16,6 +19,7 @@ from tokenweave.device_tables import device_names, load_device
 from tokenweave.model_shape import ModelShape
 from tokenweave.passes import Passes, PassShape
 from tokenweave.split import plan_split
+from tokenweave.tuned_tables import default_path, gpu_key, write_tuned
 
 MODEL = "Llama-3.3-70B"
 CONFIG = {
@@ -56,8 +60,24 @@ def shape_of(tokens: int, **changes: Any) -> PassShape:
 
 
 @pytest.fixture(autouse=True)
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put_fakes(monkeypatch, "one_shot")
+    monkeypatch.setenv("TOKENFABRIC_CACHE_DIR", str(tmp_path))
+
+
+def test_measured_rates_go_before_the_table() -> None:
+    """Of so many of the very GPU; an entry of other ranks is not taken."""
+    slow = 1e10
+    write_tuned(default_path(), entry(gpu_key("NVIDIA H200", SIZE), "h200", link_bandwidth=slow))
+    plan = passes_on(agreed_on(), CONFIG).plan(shape_of(8192))
+    measured = replace(load_device("h200"), name="h200 (tuned)", link_bandwidth=slow)
+    expected = plan_split(
+        8192, shape=ModelShape.from_config(CONFIG, MODEL), world_size=SIZE, device=measured
+    )
+    assert plan.boundary == expected.boundary
+    assert "rates measured on NVIDIA H200" in plan.explain()
+    four = agreed_on(world_size=4, num_devices=4)
+    assert "device table h200" in passes_on(four, CONFIG).plan(shape_of(8192)).explain()
 
 
 def test_the_plan_is_the_planners() -> None:
