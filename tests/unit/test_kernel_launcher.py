@@ -71,7 +71,9 @@ KERNELS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("settled", "tensors", "kernel"), KERNELS, ids=lambda it: str(it)[-40:])
+@pytest.mark.parametrize(
+    ("settled", "tensors", "kernel"), KERNELS, ids=[f"{i}-{it[-1]}" for i, it in enumerate(KERNELS)]
+)
 def test_each_kernel_is_asked_for_by_its_name(
     settled: dict[str, Any], tensors: dict[str, Any], kernel: str
 ) -> None:
