@@ -7,7 +7,7 @@ from launch.doctor.machine import Machine
 # Of pyproject.toml, but for torch, which it leaves to the user.
 NEEDED = {
     "torch": "2.11",
-    "transformers": "5.23",
+    "transformers": "5.24",
     "safetensors": "0.4",
     "gguf": "0.17",
 }

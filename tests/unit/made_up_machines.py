@@ -45,7 +45,7 @@ NO_NATIVE = NativeModule(row_kernels=(), available_bytes=None, problem="_C is no
 COMPILER = Tool(name="c++", path="/usr/bin/c++", version="c++ 12.2.0", problem=None)
 SHARING = ("memfd_create", "SCM_RIGHTS", "pidfd_open")
 VERSIONS = {
-    "transformers": "5.23.0",
+    "transformers": "5.24.0",
     "safetensors": "0.8.0",
     "gguf": "0.19.0",
     "accelerate": "1.15.0",

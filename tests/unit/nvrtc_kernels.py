@@ -10,9 +10,6 @@ from tokenfabric.cuda.kernels.library import Compiled, Nvrtc, load_nvrtc
 from tokenfabric.cuda.kernels.store import KernelStore
 from tokenfabric.errors import TokenFabricError
 
-# As users get it. Others are compiled in half the time: no less code, but not as good.
-_FULL_EFFORT = "90a"
-
 
 def find_nvrtc() -> Nvrtc | None:
     """Return the newest NVRTC that is installed; None without one."""
@@ -46,10 +43,7 @@ def short(kernel: str) -> str:
 def compile_for(architecture: str) -> dict[str, Compiled]:
     """Return every kernel for an architecture, by its name in the sources. Takes long."""
     made = compiler(Path("unused"))
-    effort: tuple[str, ...] = ()
-    if architecture != _FULL_EFFORT and made.nvrtc.version >= (13, 0):
-        effort = ("--Ofast-compile=max",)
-    sources = [with_options(it, (*it.options, *effort)) for it in native.cuda.kernel_sources()]
+    sources = native.cuda.kernel_sources()
     # NVRTC runs without Python's lock.
     with ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda it: made.compile(it, f"sm_{architecture}"), sources)

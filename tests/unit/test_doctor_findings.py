@@ -209,8 +209,8 @@ def test_where_kernels_come_from_is_said() -> None:
     ("version", "problem", "reason"),
     [
         (None, "not installed", "transformers: not installed"),
-        ("5.23.0", "does not import: ImportError: x", "transformers: does not import"),
-        ("5.22.9", None, "transformers 5.22.9 is older than 5.23"),
+        ("5.24.0", "does not import: ImportError: x", "transformers: does not import"),
+        ("5.23.9", None, "transformers 5.23.9 is older than 5.24"),
         ("6.0.1", None, "transformers 6.0.1 is not older than 6"),
     ],
 )
