@@ -237,7 +237,7 @@ def test_what_it_is_not_known_how_to_cut_is_not_split_and_the_plan_says_so() -> 
     lengths = torch.tensor([0, ids.shape[1]])
     calls: list[tuple[Callable[[], dict[str, Any]], str]] = [
         (lambda: {"cache": Cache(layer_class_to_replicate=OwnLayer)}, "type OwnLayer"),
-        (lambda: {"cu_seq_lens_q": lengths}, "cu_seq_lens_q is a tensor"),
+        (lambda: {"cu_seq_lens_q": lengths}, "cu_seq_lens_q is a Tensor"),
     ]
     with split_model(SMOLLM2_LIKE, 5) as model:
         for call, why in calls:
