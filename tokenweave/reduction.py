@@ -12,17 +12,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.config import ReductionKind, WeaveConfig
 from tokenweave.cuda.reduction import GpuReduction
 from tokenweave.pass_memory import PassMemory, PassPart, PrivatePassMemory
+from tokenweave.pass_reduction import prepare_of_pass
 from tokenweave.passes import Passes
-from tokenweave.plan import split_rows
-from tokenweave.prepare import Prepared, prepare_reduction
-from tokenweave.reduction_choice import choose_on_world
+from tokenweave.prepare import Prepared
 from tokenweave.reduction_protocol import Norm, ReduceNorm, Reduction
 from tokenweave.split_plan import ReductionChoice
 
@@ -66,27 +64,10 @@ class FusedReduction:
         choice: ReductionChoice | None = None,
         part: PassPart | None = None,
     ) -> ReduceNorm:
-        algorithm, layout = choose_on_world(
-            self._world,
-            num_tokens=num_tokens,
-            hidden=hidden,
-            dtype=dtype,
-            keep_residuals=keep_residuals,
-            choice=choice,
-        )
-        prepared = prepare_reduction(
-            self._world,
-            native.weave.OP_ALLREDUCE_RMSNORM,
-            num_tokens=num_tokens,
-            hidden=hidden,
-            dtype=dtype,
-            algorithm=algorithm,
-            residual_layout=layout,
-            sm_budget=choice.num_sms or None if choice is not None else None,
+        prepared, own_rows = prepare_of_pass(
+            self._world, num_tokens, hidden, dtype, keep_residuals=keep_residuals, choice=choice
         )
         self._is_lent = False
-        start, stop = split_rows(num_tokens, self._world.size)[self._world.rank]
-        own_rows = (stop - start, hidden) if layout == "row_sharded" else None
         return _FusedStep(
             self, self._world, prepared, dtype, own_rows, is_in_place=not keep_residuals
         )

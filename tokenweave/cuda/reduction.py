@@ -10,17 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenfabric import native
 from tokenfabric.errors import ConfigError
 from tokenfabric.world import World
 from tokenweave import ops
 from tokenweave.cuda.call import CudaReduction
 from tokenweave.cuda.model_memory import GpuPart, GpuPassMemory, ModelMemory
 from tokenweave.pass_memory import PassMemory, PassPart
+from tokenweave.pass_reduction import prepare_of_pass
 from tokenweave.passes import Passes
-from tokenweave.plan import split_rows
-from tokenweave.prepare import prepare_reduction
-from tokenweave.reduction_choice import choose_on_world
 from tokenweave.reduction_protocol import Norm, ReduceNorm
 from tokenweave.split_plan import ReductionChoice
 
@@ -55,35 +52,19 @@ class GpuReduction:
         choice: ReductionChoice | None = None,
         part: PassPart | None = None,
     ) -> ReduceNorm:
-        algorithm, layout = choose_on_world(
-            self._world,
-            num_tokens=num_tokens,
-            hidden=hidden,
-            dtype=dtype,
-            keep_residuals=keep_residuals,
-            choice=choice,
-        )
-        prepared = prepare_reduction(
-            self._world,
-            native.weave.OP_ALLREDUCE_RMSNORM,
-            num_tokens=num_tokens,
-            hidden=hidden,
-            dtype=dtype,
-            algorithm=algorithm,
-            residual_layout=layout,
-            sm_budget=choice.num_sms or None if choice is not None else None,
+        prepared, own_rows = prepare_of_pass(
+            self._world, num_tokens, hidden, dtype, keep_residuals=keep_residuals, choice=choice
         )
         assert part is None or isinstance(part, GpuPart)
-        if part is not None and layout == "replicated":
+        if part is not None and own_rows is None:
             _ = part.residual  # made here, where nothing has been launched yet
-        start, stop = split_rows(num_tokens, self._world.size)[self._world.rank]
         assert isinstance(prepared, CudaReduction)
         return _GpuStep(
             self._world,
             prepared,
             dtype,
             part,
-            own_rows=(stop - start, hidden) if layout == "row_sharded" else None,
+            own_rows=own_rows,
             is_kept=keep_residuals,
         )
 
