@@ -18,8 +18,8 @@ from launch.report import Reporter, Table
 from launch.torchrun import rank_environment
 from tokenfabric.env import RankInfo
 
-# After the first failure, how long the other ranks may take to tell a better one: the rank that
-# died says nothing itself, and who lost it may be heard first.
+# After the first failure, how long the others may take: to tell a better one, as the rank that died
+# says nothing itself and who lost it may be heard first; rank 0 to say what it had done before.
 _CAUSE_SEEN_S = 3.0
 _STARTED_WITHIN_S = 120.0
 
@@ -98,6 +98,9 @@ def follow(
 ) -> Iterator[Event]:
     """Call a streaming method of all ranks; yield what rank 0 says until all are done.
 
+    What rank 0 had finished when another rank failed is yielded too: streams of different ranks
+    arrive in any order, so that a failure may be heard before an answer that is older.
+
     Raises:
         JobFailedError: the cause of the first failure.
     """
@@ -109,9 +112,15 @@ def follow(
     }
     failures: list[Failure] = []
     deadline_s: float | None = None
-    while running and not any(it.kind is not FailureKind.CONSEQUENCE for it in failures):
-        timeout_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        ready, _ = ray.wait(list(running.values()), num_returns=1, timeout=timeout_s)
+    while running:
+        is_cause_known = any(it.kind is not FailureKind.CONSEQUENCE for it in failures)
+        if is_cause_known and 0 not in running:
+            break
+        awaited = [running[0]] if is_cause_known else list(running.values())
+        timeout_s = None if deadline_s is None else deadline_s - time.monotonic()
+        if timeout_s is not None and timeout_s <= 0:
+            break
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s)
         if not ready:
             break
         number = next(number for number, stream in running.items() if stream == ready[0])

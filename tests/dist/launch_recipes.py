@@ -34,6 +34,17 @@ def fail_on_rank_one(world: World, reporter: Reporter, how: str) -> None:
     world.barrier()
 
 
+def speak_after_loss(world: World, reporter: Reporter, times: int) -> None:
+    """Rank 0 has more to say when rank 1 has failed."""
+    if world.rank == 1:
+        raise ValueError("rank 1 cannot count")
+    try:
+        world.barrier()
+    finally:
+        for number in range(times):
+            reporter.note(str(number))
+
+
 def fail_at_first(world: World, reporter: Reporter, folder: str, how: str, times: int) -> int:
     """Rank 1 fails in the first attempts; return the number of the attempt that succeeds."""
     world.barrier()

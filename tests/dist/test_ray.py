@@ -152,6 +152,16 @@ def test_the_first_failing_ranks_own_error_is_shown(
     assert_nothing_left()
 
 
+def test_what_was_said_before_the_end_is_heard_though_the_failure_arrives_first(
+    cluster: object,
+) -> None:
+    heard = Heard()
+    with pytest.raises(JobFailedError, match="rank 1 cannot count"):
+        gang.run_on_ray(job("speak_after_loss", 2, 2, times=200), heard)
+    assert heard.notes == [str(number) for number in range(200)]
+    assert_nothing_left()
+
+
 def test_a_shortage_is_said_before_anything_starts(cluster: object) -> None:
     for ranks, nodes, says in ((6, 2, "3 CPU each"), (3, 3, "wanted 3 node")):
         with pytest.raises(TopologyError, match=says):
