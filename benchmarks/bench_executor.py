@@ -1,7 +1,8 @@
 """What the executor costs: its own time for a stage, and split passes against unsplit ones.
 
-    python -m benchmarks.bench_executor            # everything, about two minutes
-    python -m benchmarks.bench_executor --quick    # a few seconds, nothing is written
+    python -m benchmarks.bench_executor                # everything, about two minutes
+    python -m benchmarks.bench_executor --dtype fp32   # for CPUs without bf16 instructions
+    python -m benchmarks.bench_executor --quick        # a few seconds, nothing is written
 
 Dry run: the plan of an 80-layer model walked on one core with blocks and reductions that do
 nothing. Prefill: a random Llama over two ranks, one torch thread each.
@@ -44,6 +45,7 @@ _SIZES = {
     "num_key_value_heads": 8,
     "vocab_size": 512,
 }
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _BATCHES = ((1, 1), (1, 64), (1, 512), (1, 2048), (4, 256))
 _LEGEND = f"""\
 A ratio is first provider / this one, the median of per-round ratios with its p25-p75; a time is the
@@ -51,7 +53,7 @@ median of the slower rank's. A/A is the first provider against itself: differenc
 nothing on this machine.
 
 - Dry run: {_NUM_LAYERS} layers; what a walk takes, and the same for one of its stages.
-- Prefill: the whole forward pass of a Llama of 4 layers, hidden 1024, bf16, over two ranks.
+- Prefill: the whole forward pass of a Llama of 4 layers, hidden 1024, over two ranks.
   `split=auto`: what a plan for CPU ranks says. `in order`, `thread`: split in the middle all the
   same, with all stages one after the other or the reductions on a thread of their own. On ranks
   that have one core each nothing is gained by it; this is what it costs."""
@@ -63,11 +65,13 @@ def main() -> None:
     console = Console()
     facts = environment(_REPOSITORY)
     dry = run_ranks(rank_dry_run, 1, options.seconds, timeout_s=600)[0]
-    prefill = run_ranks(rank_prefill, 2, options.batches, options.seconds, timeout_s=1200)[0]
+    prefill = run_ranks(
+        rank_prefill, 2, options.batches, options.seconds, options.dtype, timeout_s=1200
+    )[0]
     report = [
         f"# Executor\n\n{describe_environment(facts)}\n\n{_LEGEND}",
         f"## Dry run\n\n{dry_run_table(dry)}",
-        f"## Prefill, two ranks\n\n{markdown_table(prefill, ['batch', 'tokens'])}",
+        f"## Prefill, two ranks, {options.dtype}\n\n{markdown_table(prefill, ['batch', 'tokens'])}",
     ]
     console.print("\n\n".join(report), soft_wrap=True, highlight=False)
     if options.write:
@@ -78,6 +82,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=12.0, help="timed rounds of one cell")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="bf16", help="of the prefill")
     parser.add_argument("--quick", action="store_true", help="a second a cell, two batches")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--no-write", dest="write", action="store_false")
@@ -130,19 +135,20 @@ def rank_prefill(
     world: World,
     batches: tuple[tuple[int, int], ...],
     seconds: float,
+    dtype: str = "bf16",
     sizes: dict[str, int] | None = None,
 ) -> list[Cell]:
     """Measure forward passes of [batch, tokens], one cell each."""
     cells = []
     for batch, tokens in batches:
         ids = torch.randint(0, 512, (batch, tokens), generator=torch.Generator().manual_seed(0))
-        providers = dict(_providers(world, ids, {**_SIZES, **(sizes or {})}))
+        providers = dict(_providers(world, ids, _DTYPES[dtype], {**_SIZES, **(sizes or {})}))
         cells.append(
             measure(
                 providers,
                 baseline=_NEVER,
                 check=_close_to(providers[_NEVER]()),
-                labels={"operation": "prefill", "batch": batch, "tokens": tokens},
+                labels={"operation": "prefill", "dtype": dtype, "batch": batch, "tokens": tokens},
                 ranks=WorldRanks(world),
                 budget=Budget(seconds=seconds),
             )
@@ -151,7 +157,7 @@ def rank_prefill(
 
 
 def _providers(
-    world: World, ids: Tensor, sizes: dict[str, int]
+    world: World, ids: Tensor, dtype: torch.dtype, sizes: dict[str, int]
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     middle = ids.numel() // 2
     configs = {_NEVER: WeaveConfig(split="never"), "split=auto": WeaveConfig()}
@@ -160,7 +166,7 @@ def _providers(
         configs["thread"] = WeaveConfig(split=middle, overlap="on")
     for name, config in configs.items():
         torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).bfloat16().eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes)).to(dtype).eval()
         model = tokenweave.parallelize(model, world, config)
 
         @torch.inference_mode()

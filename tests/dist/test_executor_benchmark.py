@@ -17,7 +17,7 @@ def test_the_dry_run_is_measured_split_and_not() -> None:
 
 def test_prefill_is_measured_in_every_way() -> None:
     """A single token cannot be split; the others are, in order and beside each other."""
-    cells = run_ranks(bench.rank_prefill, 2, ((1, 1), (2, 8)), 0.0, SMALL)[0]
+    cells = run_ranks(bench.rank_prefill, 2, ((1, 1), (2, 8)), 0.0, "bf16", SMALL)[0]
     assert [len(cell.seconds) for cell in cells] == [2, 4]
     assert all(spread.min > 0 for cell in cells for spread in cell.seconds.values())
     assert len(markdown_table(cells[1:], ["batch", "tokens"]).splitlines()) == 3
