@@ -11,7 +11,7 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from tokenring.choose import rank_candidates
 from tokenring.movement import STRATEGIES
 from tokenring.plan import RingPlan, plan_attention
 from tokenring.varlen import packed_layout
+from tokenweave import block_cost, split, split_cost
+from tokenweave.device_tables import load_device, published_models
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _RUNG = "measured, CPU time of one core"
@@ -32,6 +34,9 @@ _TOKENS_PER_RANK, _WINDOW = 1024, 1024
 _GRIDS = {8: (1, 2, 4), 64: (1, 8, 8)}
 _PARTITIONS = ("contiguous", "zigzag", "striped")
 _MASKS = ("full", "causal", "window")
+_SPLIT_RANKS, _SPLIT_DEVICE = 8, "h100"
+_SPLIT_MODELS = ("Llama-3.3-70B-Instruct", "Qwen3-235B-A22B")
+_SPLIT_TOKENS = (1, 512, 2048, 4096, 8192, 16384, 65536)
 _LEGEND = f"""\
 CPU time of one call in ms: median, and in parentheses how far half of the rounds lie apart, in
 percent of it. Nothing is kept between calls.
@@ -39,7 +44,9 @@ percent of it. Nothing is kept between calls.
 - ring: from sizes to a plan, its layout included; {_TOKENS_PER_RANK} tokens a rank, 64 query heads,
   8 KV heads, window {_WINDOW}. One rank / all ranks. `auto` is cold: it plans its candidates (their
   number in brackets) for all ranks up to 4, else for 4 of them, and then what it took.
-- packed: 200 documents, dealt to ranks (`deal`) and planned for all of them, causal, 8 heads."""
+- packed: 200 documents, dealt to ranks (`deal`) and planned for all of them, causal, 8 heads.
+- split: `plan_split` for {_SPLIT_RANKS} ranks of {_SPLIT_DEVICE}.json. First: of a model in a
+  process. Known model: another batch, when one of 128 tokens more has been planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class Case:
     labels: dict[str, Any]
     calls: dict[str, Callable[[], object]]
     """By what they plan. The first is measured twice, and says how many rounds fit."""
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)
+    """What is done before a call of that name, and not timed."""
 
 
 def main() -> None:
@@ -73,7 +82,9 @@ def _sections(
     """Yield the tables: title, cases and how their cells are shown."""
     for num_ranks in sorted(ranks, reverse=True):
         yield f"Ring, {num_ranks} ranks", ring_cases(num_ranks), ring_table
-    yield "Packed documents", packed_cases(), packed_table
+    columns = ("ranks", "tokens", "strategy")
+    yield "Packed documents", packed_cases(), lambda cells: named_table(cells, columns)
+    yield "Split", split_cases(), lambda cells: named_table(cells, ("model", "tokens"))
 
 
 def _parse() -> argparse.Namespace:
@@ -93,18 +104,21 @@ def _parse() -> argparse.Namespace:
 def measure(case: Case, seconds: float, min_rounds: int) -> Cell:
     """Time every call of a case once in each round, after an untimed call of the first."""
     names = list(case.calls)
-    entries = [*case.calls.values(), case.calls[names[0]]]
-    start_s = time.process_time()
-    entries[0]()
-    round_s = len(entries) * (time.process_time() - start_s)
+    entries = [(case.before.get(name, lambda: None), case.calls[name]) for name in names]
+    entries.append(entries[0])
+    round_s = len(entries) * _cpu_s(*entries[0])
     taken_s = np.empty((max(min_rounds, int(seconds / round_s)), len(entries)))
     for this_round in taken_s:
-        for index, call in enumerate(entries):
-            start_s = time.process_time()
-            call()
-            this_round[index] = time.process_time() - start_s
+        this_round[:] = [_cpu_s(*entry) for entry in entries]
     columns = {name: index for index, name in enumerate(names)}
     return Cell.of_rounds(taken_s, columns, names[0], case.labels, {})
+
+
+def _cpu_s(before: Callable[[], object], call: Callable[[], object]) -> float:
+    before()
+    start_s = time.process_time()
+    call()
+    return time.process_time() - start_s
 
 
 def ring_cases(num_ranks: int) -> Iterator[Case]:
@@ -174,6 +188,35 @@ def packed_cases() -> Iterator[Case]:
         )
 
 
+def split_cases() -> Iterator[Case]:
+    """Yield small and large batches of a dense model and of one with experts."""
+    device, shapes = load_device(_SPLIT_DEVICE), published_models()
+    for model, tokens in product(_SPLIT_MODELS, _SPLIT_TOKENS):
+
+        def plan(num_tokens: int, model: str = model) -> object:
+            return split.plan_split(
+                num_tokens, shape=shapes[model], world_size=_SPLIT_RANKS, device=device
+            )
+
+        def know_the_model(plan: Callable[[int], object] = plan, tokens: int = tokens) -> None:
+            _forget_splits()
+            plan(tokens + 128)
+
+        def plan_it(plan: Callable[[int], object] = plan, tokens: int = tokens) -> object:
+            return plan(tokens)
+
+        yield Case(
+            labels={"planner": "split", "model": model, "tokens": tokens},
+            calls={"first": plan_it, "known model": plan_it},
+            before={"first": _forget_splits, "known model": know_the_model},
+        )
+
+
+def _forget_splits() -> None:
+    for remembered in (split._planned, split_cost._row_costs, block_cost.layer_parts):
+        remembered.cache_clear()
+
+
 def _cold(asked: dict[str, Any], rank: int | None) -> RingPlan:
     """Return a plan made without what was kept of earlier ones."""
     rank_candidates.cache_clear()
@@ -197,12 +240,12 @@ def ring_table(cells: Sequence[Cell]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def packed_table(cells: Sequence[Cell]) -> str:
-    """Return a Markdown table of packed documents."""
+def named_table(cells: Sequence[Cell], columns: Sequence[str]) -> str:
+    """Return a Markdown table: a line for each cell, its labels first."""
     names = list(cells[0].seconds)
-    lines = [["ranks", "tokens", "strategy", *names], ["---"] * (3 + len(names))]
+    lines = [[*columns, *names], ["---"] * (len(columns) + len(names))]
     for cell in cells:
-        labels = [str(cell.labels[name]) for name in ("ranks", "tokens", "strategy")]
+        labels = [str(cell.labels[name]) for name in columns]
         lines.append([*labels, *(_text(cell, name) for name in names)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

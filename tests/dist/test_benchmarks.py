@@ -106,4 +106,20 @@ def test_the_planner_benchmark_measures_one_rank_and_all() -> None:
     assert len(bench_planners.ring_table(cells).splitlines()) == 2 + 1
     packed = [bench_planners.measure(next(bench_planners.packed_cases()), 0.0, 1)]
     assert packed[0].seconds.keys() == {"deal", "forward", "backward"}
-    assert len(bench_planners.packed_table(packed).splitlines()) == 2 + 1
+    columns = ("ranks", "tokens", "strategy")
+    assert len(bench_planners.named_table(packed, columns).splitlines()) == 2 + 1
+
+
+def test_the_planner_benchmark_measures_splits_of_new_and_of_known_models() -> None:
+    """Every plan is made, none remembered; of a known model its costs are."""
+    (case,) = islice(bench_planners.split_cases(), 2, 3)
+    cell = bench_planners.measure(case, 0.0, 1)
+    assert (cell.labels["tokens"], list(cell.seconds)) == (2048, ["first", "known model"])
+    made = {}
+    for name, call in case.calls.items():
+        case.before[name]()
+        known = split_cost._row_costs.cache_info().misses
+        call()
+        made[name] = split_cost._row_costs.cache_info().misses - known
+        assert split._planned.cache_info().hits == 0
+    assert made["known model"] < made["first"]
