@@ -20,4 +20,7 @@ def test_prefill_is_measured_in_every_way() -> None:
     cells = run_ranks(bench.rank_prefill, 2, ((1, 1), (2, 8)), 0.0, "bf16", SMALL)[0]
     assert [len(cell.seconds) for cell in cells] == [2, 4]
     assert all(spread.min > 0 for cell in cells for spread in cell.seconds.values())
-    assert len(markdown_table(cells[1:], ["batch", "tokens"]).splitlines()) == 3
+    header, _, one, several = markdown_table(cells, ["batch", "tokens"]).splitlines()
+    assert header.split(" | ")[2:6] == ["split=never", "split=auto", "in order", "thread"]
+    assert one.split(" | ")[4:6] == ["-", "-"]
+    assert "-" not in several.split(" | ")

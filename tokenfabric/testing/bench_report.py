@@ -128,18 +128,19 @@ def describe_environment(facts: Environment, *, rung: str = "measured on CPU ran
 
 
 def markdown_table(cells: Sequence[Cell], label_names: Sequence[str]) -> str:
-    """Table of cells that share providers and baseline: label columns, times, speedups, A/A.
+    """Table of cells that share a baseline: label columns, times, speedups, A/A.
 
     A time is the median; a speedup is the median of per-round ratios and its p25-p75. What was
-    measured under another name says "= name".
+    measured under another name says "= name", what was not measured "-".
     """
-    first = cells[0]
-    others = [name for name in first.seconds if name != first.baseline]
-    header = [*label_names, first.baseline, *others, "A/A", "rounds"]
+    baseline = cells[0].baseline
+    names = dict.fromkeys(name for cell in cells for name in cell.seconds)
+    others = [name for name in names if name != baseline]
+    header = [*label_names, baseline, *others, "A/A", "rounds"]
     rows = [
         [
             *(str(cell.labels[name]) for name in label_names),
-            format_seconds(cell.seconds[first.baseline].median),
+            format_seconds(cell.seconds[baseline].median),
             *(_provider_text(cell, name) for name in others),
             format_ratio(cell.baseline_again),
             str(cell.num_rounds),
@@ -153,6 +154,8 @@ def markdown_table(cells: Sequence[Cell], label_names: Sequence[str]) -> str:
 def _provider_text(cell: Cell, name: str) -> str:
     if name in cell.same_as:
         return f"= {cell.same_as[name]}"
+    if name not in cell.seconds:
+        return "-"
     return f"{format_seconds(cell.seconds[name].median)}, {format_ratio(cell.speedup[name])}"
 
 
