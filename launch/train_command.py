@@ -27,6 +27,14 @@ class TrainDtype(StrEnum):
     FP32 = "fp32"
 
 
+class Recompute(StrEnum):
+    """What of a layer is computed again in the backward."""
+
+    NOTHING = "nothing"
+    ALL_BUT_ATTENTION = "all-but-attention"
+    LAYERS = "layers"
+
+
 def train(
     model: Model,
     data: Annotated[
@@ -58,8 +66,9 @@ def train(
         TrainDtype, typer.Option(help="Of computation; kept parameters are fp32.")
     ] = TrainDtype.BF16,
     recompute: Annotated[
-        bool, typer.Option(help="Compute activations again in the backward, to save memory.")
-    ] = True,
+        Recompute,
+        typer.Option(help="What is computed again in the backward, to save memory."),
+    ] = Recompute.ALL_BUT_ATTENTION,
     seed: Annotated[int, typer.Option(help="Of the order of files.")] = 0,
     eval_data: Annotated[
         list[str] | None, typer.Option(help="Like --data, never learned from.", show_default=False)
@@ -105,7 +114,7 @@ def train(
             weight_decay=weight_decay,
             max_gradient_norm=max_gradient_norm,
             dtype=dtype.value,
-            recompute_layers=recompute,
+            recompute=recompute.value,
             seed=seed,
             eval_every=eval_every,
             eval_rows=eval_rows,

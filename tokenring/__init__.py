@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenring.movement import STRATEGIES
     from tokenring.partition import partition_tokens
     from tokenring.plan import RingPlan, plan_attention
+    from tokenring.recompute import keep_attention
     from tokenring.sharding import position_ids, shard, shard_labels, token_cross_entropy, unshard
     from tokenring.topology import Topology
     from tokenring.varlen import packed_layout, ring_attention_varlen
@@ -26,6 +27,7 @@ __all__ = [
     "Topology",
     "disable",
     "enable",
+    "keep_attention",
     "packed_layout",
     "partition_tokens",
     "plan_attention",
@@ -47,6 +49,7 @@ _LAZY = {
     "Topology": "tokenring.topology",
     "disable": "tokenring.integrations",
     "enable": "tokenring.integrations",
+    "keep_attention": "tokenring.recompute",
     "packed_layout": "tokenring.varlen",
     "partition_tokens": "tokenring.partition",
     "plan_attention": "tokenring.plan",

@@ -10,6 +10,7 @@ from tokenfabric.errors import ConfigError
 from tokenring.call import Attention, walk_plan
 from tokenring.local_protocol import check_scores, row_delta
 from tokenring.partition import Layout, Partition, partition_tokens
+from tokenring.recompute import kept_or_computed
 
 if TYPE_CHECKING:
     from tokenfabric.world import World
@@ -206,12 +207,16 @@ class _RingAttention(torch.autograd.Function):
         q, k, v = (_with_plain_rows(x) for x in (q, k, v))
         inputs = {"q": (q,), "kv": (k, v)}
         wide_sinks = None if sinks is None else sinks.detach().float()
-        results = walk_plan(world, attention, "forward", inputs, wide_sinks)  # type: ignore[arg-type]
-        if "out" in results:
-            lse, out = results["out"]
-        else:
+
+        def compute() -> tuple[Tensor, Tensor]:
+            results = walk_plan(world, attention, "forward", inputs, wide_sinks)  # type: ignore[arg-type]
+            if "out" in results:
+                lse, out = results["out"]
+                return out, lse
             out = q.new_empty((*q.shape[:3], attention.head_dim_v))
-            lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+            return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+        out, lse = kept_or_computed(compute)
         ctx.save_for_backward(q, k, v, out, lse, sinks)
         ctx.world, ctx.attention = world, attention
         ctx.set_materialize_grads(False)

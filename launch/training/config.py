@@ -13,6 +13,7 @@ from tokenfabric.errors import ConfigError
 
 Dtype = Literal["bf16", "fp32"]
 Partition = Literal["contiguous", "zigzag", "striped"]
+Recompute = Literal["nothing", "all-but-attention", "layers"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,9 @@ class TrainConfig:
     """Over all parameters on all ranks."""
     dtype: Dtype = "bf16"
     """Of computation and parameters in it; the parameters kept, and sums of gradients, are fp32."""
-    recompute_layers: bool = True
-    """Activation checkpointing: a layer's activations are computed again in the backward."""
+    recompute: Recompute = "all-but-attention"
+    """Activation checkpointing: what of a layer is computed again in the backward. Attention's time
+    grows with the square of the context and the memory of its result only with the context."""
     seed: int = 0
     """Order of files in each pass over the data."""
     eval_every: int = 0
@@ -86,7 +88,7 @@ class TrainConfig:
                 f"rows_per_step {self.rows_per_step} must be a multiple of dp {self.dp}, so that "
                 "every group of ranks computes as many rows"
             )
-        for name, choices in (("dtype", Dtype), ("partition", Partition)):
+        for name, choices in (("dtype", Dtype), ("partition", Partition), ("recompute", Recompute)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}: choose one of "

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -65,8 +65,11 @@ class Trainer:
         self._config = config
         self._mesh = mesh
         self.model = tokenring.enable(model.train(), mesh.ring)
-        if config.recompute_layers:
-            model.activation_checkpointing_enable()
+        if config.recompute != "nothing":
+            how: dict[str, Any] = {"use_reentrant": False}
+            if config.recompute == "all-but-attention":
+                how["context_fn"] = tokenring.keep_attention
+            model.activation_checkpointing_enable(how)
         self.loss = LanguageModelLoss(model, mesh.ring)
         layers = model.base_model.layers
         deal_parameters(self.loss, layers, mesh, compute_dtype(config.dtype))

@@ -60,9 +60,13 @@ def test_one_rank_learns_and_writes_a_model(undisturbed: dict[str, Any]) -> None
     assert losses[0] < 0.8 * losses[1]
 
 
-def test_recomputing_layers_changes_nothing(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", ["nothing", "layers"])
+def test_recomputing_changes_nothing(
+    undisturbed: dict[str, Any], tmp_path: Path, recompute: str
+) -> None:
+    """By default, all but attention is computed again."""
     arguments = {k: v for k, v in undisturbed.items() if k != "curve"}
-    arguments |= {"output": str(tmp_path), "recompute_layers": False}
+    arguments |= {"output": str(tmp_path), "recompute": recompute}
     assert_same_curve(train_on(1, 2, arguments), undisturbed["curve"])
 
 

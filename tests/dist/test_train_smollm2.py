@@ -50,7 +50,7 @@ def test_the_loss_falls(arguments: dict[str, Any], tmp_path: Path) -> None:
     """Twenty steps of 512 tokens; each step's text is new."""
     settings = {
         "context": 512, "steps": 20, "ring": 2, "learning_rate": 1e-4, "warmup_steps": 4,
-        "dtype": DTYPE, "recompute_layers": False,
+        "dtype": DTYPE, "recompute": "nothing",
     }  # fmt: skip
     run_ranks(_rank_trains, 2, {**arguments, **settings, "output": str(tmp_path)}, timeout_s=500)
     lines = (tmp_path / METRICS).read_text().splitlines()

@@ -14,7 +14,7 @@ OPTIONS = {
     "--timeout-s --top-p --tp",
     "train": "--address --checkpoint-every --context --data --dp --dtype --eval-data --eval-every "
     "--eval-rows --keep-checkpoints --launcher --learning-rate --max-gradient-norm --max-restarts "
-    "--min-learning-rate --model --no-pin --no-recompute --node-rank --nodes --output --pin "
+    "--min-learning-rate --model --no-pin --node-rank --nodes --output --pin "
     "--recompute --rendezvous --ring --rows-per-step --seed --steps --threads --timeout-s "
     "--warmup-steps --weight-decay",
     "plan": "--alignment --batch --device-table --explain --gpu --model --past --tokens --tp",

@@ -7,9 +7,9 @@ import re
 import pytest
 
 PUBLIC = {
-    "tokenring": "RingCache RingPlan STRATEGIES Topology disable enable packed_layout "
-    "partition_tokens plan_attention position_ids ring_attention ring_attention_varlen ring_decode "
-    "ring_prefill shard shard_labels token_cross_entropy unshard",
+    "tokenring": "RingCache RingPlan STRATEGIES Topology disable enable keep_attention "
+    "packed_layout partition_tokens plan_attention position_ids ring_attention "
+    "ring_attention_varlen ring_decode ring_prefill shard shard_labels token_cross_entropy unshard",
     "tokenfabric": "CommError CommTimeoutError ConfigError MismatchError PeerLostError "
     "SymmetricBuffer TokenFabricError TopologyError World init",
     "tokenweave": "FusedAllReduceRMSNorm FusedNormParallel PartialRowParallelLinear "

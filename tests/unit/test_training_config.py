@@ -41,6 +41,7 @@ def test_sizes_follow_from_the_mesh() -> None:
         ({"partition": "zig"}, "partition is 'zig'"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+        ({"recompute": "all"}, "choose one of nothing, all-but-attention, layers"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(wrong: dict[str, object], says: str) -> None:
