@@ -5,7 +5,8 @@
     python -m benchmarks.bench_executor --quick        # a few seconds, nothing is written
 
 Dry run: the plan of an 80-layer model walked on one core with blocks and reductions that do
-nothing. Prefill: a random Llama over two ranks, one torch thread each.
+nothing. Prefill: a random Llama over two ranks, one torch thread each, with the allocator's
+settings of launched ranks.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tokenweave
+from launch.torchrun import environment_of_children, rank_environment
 from tokenfabric.testing.bench import Budget, WorldRanks, measure
 from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
@@ -64,10 +66,11 @@ def main() -> None:
     options = _parse()
     console = Console()
     facts = environment(_REPOSITORY)
-    dry = run_ranks(rank_dry_run, 1, options.seconds, timeout_s=600)[0]
-    prefill = run_ranks(
-        rank_prefill, 2, options.batches, options.seconds, options.dtype, timeout_s=1200
-    )[0]
+    with environment_of_children(rank_environment(num_threads=1)):
+        dry = run_ranks(rank_dry_run, 1, options.seconds, timeout_s=600)[0]
+        prefill = run_ranks(
+            rank_prefill, 2, options.batches, options.seconds, options.dtype, timeout_s=1200
+        )[0]
     report = [
         f"# Executor\n\n{describe_environment(facts)}\n\n{_LEGEND}",
         f"## Dry run\n\n{dry_run_table(dry)}",

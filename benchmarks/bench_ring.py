@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.ring_providers import BLOCKS, PLAIN, RingProblem
+from launch.torchrun import environment_of_children, rank_environment
 from tokenfabric.testing.bench import Budget, WorldRanks, measure_passes
 from tokenfabric.testing.bench_cell import Cell
 from tokenfabric.testing.bench_report import (
@@ -67,10 +68,11 @@ def main() -> None:
         )
         if is_done or is_late:
             continue
-        new = run_ranks(
-            rank_cells, point[0], point[1:], options.passes, options.strategies, options.seconds,
-            options.rounds, timeout_s=7200,
-        )[0]  # fmt: skip
+        with environment_of_children(rank_environment(num_threads=1)):
+            new = run_ranks(
+                rank_cells, point[0], point[1:], options.passes, options.strategies,
+                options.seconds, options.rounds, timeout_s=7200,
+            )[0]  # fmt: skip
         console.print(_table(new), soft_wrap=True, highlight=False)
         cells |= {_place(cell.labels): cell for cell in new}
         if options.write:
@@ -100,8 +102,8 @@ _LEGEND = f"""\
 Every time is the median over rounds of the slowest rank's time for one call; a ratio is
 `{PLAIN}` / provider, the median of per-round ratios with its p25-p75. A/A is the baseline against
 itself: differences within it mean nothing on this machine. {_HEADS} query heads of {_HEAD_DIM},
-one torch thread per rank, batch 1. Tokens are those of the whole sequence, dealt zigzag where
-causal, else contiguous.
+batch 1, one torch thread per rank, the allocator's settings those of launched ranks. Tokens are
+those of the whole sequence, dealt zigzag where causal, else contiguous.
 
 - `{PLAIN}`: one-way KV ring by isend and irecv over gloo, contiguous, the same local kernel.
 - strategies by name, and `auto`, which takes what the label says (forward, backward).
