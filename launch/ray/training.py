@@ -16,7 +16,7 @@ from launch.ray.assignment import check_room
 from launch.ray.cluster import connected, node_resources
 from launch.ray.fate import end_with_raylet
 from launch.report import SilentReporter, Table
-from launch.torchrun import rank_environment
+from launch.torchrun import environment_of_children, rank_environment
 from tokenfabric.world import World
 
 
@@ -53,8 +53,11 @@ def train_on_ray(spec: JobSpec, *, address: str | None, folder: str) -> None:
                 worker_runtime_env={"env_vars": {**rank_environment(threads), **spec.environment}},
             ),
         )
+        # Nobody gives notice that this very machine will be taken away: one process less.
+        unwatched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if address is None else {}
         try:
-            trainer.fit()
+            with environment_of_children(unwatched):
+                trainer.fit()
         except WorkerGroupError as error:
             raise JobFailedError(
                 root_cause(_failure(rank, it) for rank, it in error.worker_failures.items())
