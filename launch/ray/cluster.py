@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -18,22 +19,30 @@ _PLACED_WITHIN_S = 60.0
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(
+    address: str | None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[bool]:
     """Connect to a cluster, or start one on this machine alone; a connection that is there is kept.
 
     Args:
         address: as `ray.init` takes it; None: a cluster of this machine that ends with the block,
             listening on the loopback interface alone.
+        environment: variables for all processes of a cluster that is started here, where the user
+            has not set them. Processes whose variables are their own start anew, after those that
+            Ray keeps ready have started for nothing: five seconds on two cores.
+
+    Yields:
+        Whether a cluster was started, and has them.
 
     Raises:
         TopologyError: nobody answers at the address.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     try:
         if address is None:
-            _start_here()
+            _start_here(environment)
         else:
             ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, TimeoutError, ValueError) as error:
@@ -42,17 +51,18 @@ def connected(address: str | None) -> Iterator[None]:
             f"address out to use this machine alone; {error}"
         ) from None
     try:
-        yield
+        yield address is None
     finally:
         ray.shutdown()
 
 
-def _start_here() -> None:
+def _start_here(environment: Mapping[str, str]) -> None:
     """Start a cluster that listens on the loopback interface alone, without a dashboard."""
     # Ray takes an address that other machines reach instead of 127.0.0.1, unless it thinks that it
     # runs where clusters are not supported; it has no other switch.
     before = ray_constants.ENABLE_RAY_CLUSTER
-    with environment_of_children({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+    loopback = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    with environment_of_children({**environment, **loopback}):
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
             ray.init(

@@ -16,7 +16,7 @@ from launch.ray.assignment import check_room
 from launch.ray.cluster import connected, node_resources
 from launch.ray.fate import end_with_raylet
 from launch.report import SilentReporter, Table
-from launch.torchrun import environment_of_children, rank_environment
+from launch.torchrun import rank_environment
 from tokenfabric.world import World
 
 
@@ -35,7 +35,11 @@ def train_on_ray(spec: JobSpec, *, address: str | None, folder: str) -> None:
         JobFailedError: with the first failing rank's own error of the last attempt.
     """
     threads = spec.num_threads or 1
-    with connected(address):
+    variables = rank_environment(threads)
+    # Nobody gives notice that this very machine will be taken away: one process less.
+    unwatched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    with connected(address, {**variables, **unwatched}) as has_variables:
+        own = {**({} if has_variables else variables), **spec.environment}
         check_room({"CPU": float(spec.ranks_per_node * threads)}, spec.nodes, node_resources())
         trainer = TorchTrainer(
             _rank,
@@ -50,14 +54,11 @@ def train_on_ray(spec: JobSpec, *, address: str | None, folder: str) -> None:
                 name="ray",
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=spec.max_restarts),
-                worker_runtime_env={"env_vars": {**rank_environment(threads), **spec.environment}},
+                worker_runtime_env={"env_vars": own} if own else None,
             ),
         )
-        # Nobody gives notice that this very machine will be taken away: one process less.
-        unwatched = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if address is None else {}
         try:
-            with environment_of_children(unwatched):
-                trainer.fit()
+            trainer.fit()
         except WorkerGroupError as error:
             raise JobFailedError(
                 root_cause(_failure(rank, it) for rank, it in error.worker_failures.items())
