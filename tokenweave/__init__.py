@@ -9,7 +9,8 @@ from tokenfabric.lazy import load
 
 if TYPE_CHECKING:
     from tokenweave.config import WeaveConfig
-    from tokenweave.integrations import from_pretrained, parallelize, restore
+    from tokenweave.integrations.loader import from_pretrained
+    from tokenweave.integrations.sharded_model import parallelize, restore
     from tokenweave.layers import FusedAllReduceRMSNorm
     from tokenweave.ops import (
         all_gather,
@@ -60,12 +61,12 @@ _LAZY = {
     "allreduce_rmsnorm": "tokenweave.ops",
     "allreduce_rmsnorm_quantized": "tokenweave.quantized",
     "broadcast": "tokenweave.ops",
-    "from_pretrained": "tokenweave.integrations",
-    "parallelize": "tokenweave.integrations",
+    "from_pretrained": "tokenweave.integrations.loader",
+    "parallelize": "tokenweave.integrations.sharded_model",
     "partial_sum_buffer": "tokenweave.ops",
     "plan_split": "tokenweave.split",
     "reduce_scatter": "tokenweave.ops",
-    "restore": "tokenweave.integrations",
+    "restore": "tokenweave.integrations.sharded_model",
 }
 
 
