@@ -1,9 +1,11 @@
 """Recipes that the tests of the launcher run on ranks."""
 
 import contextlib
+import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 
@@ -43,6 +45,12 @@ def speak_after_loss(world: World, reporter: Reporter, times: int) -> None:
     finally:
         for number in range(times):
             reporter.note(str(number))
+
+
+def write_variables(world: World, reporter: Reporter, folder: str, names: list[str]) -> None:
+    """Each rank writes down the variables of its process."""
+    text = json.dumps([os.environ.get(name) for name in names])
+    (Path(folder) / f"rank-{world.rank}").write_text(text)
 
 
 def fail_at_first(world: World, reporter: Reporter, folder: str, how: str, times: int) -> int:
