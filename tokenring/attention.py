@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tokenfabric.errors import ConfigError
-from tokenring.call import Attention, walk_plan
-from tokenring.local_protocol import check_scores, row_delta
+from tokenring.call import Attention
+from tokenring.local_protocol import check_scores
 from tokenring.partition import Layout, Partition, partition_tokens
+from tokenring.passes import attend, attend_backward, with_plain_rows
 from tokenring.recompute import kept_or_computed
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ring_attention(
     and so do their backwards. What travels, q and out or k and v, is chosen by the bytes; both give
     the same values but for rounding. Each direction is planned for itself.
 
-    On GPUs it is enqueued on the current stream and cannot be captured in a CUDA graph; a message
+    Under torch.compile it is an operator: the graph does not break. On GPUs it is enqueued on the current stream and cannot be captured in a CUDA graph; a message
     that does not come makes the results NaN and the next call raise.
 
     Args:
@@ -89,10 +90,17 @@ def ring_attention(
         MismatchError: the ranks ask for different things; nothing moved.
         PeerLostError, CommTimeoutError: naming step, tensor and peer.
     """
-    if layout is None:
-        layout = _layout_of_rows(q, world, partition, num_tokens)
-    elif num_tokens is not None:
-        raise ConfigError("layout says how many tokens there are: leave num_tokens out")
+    if torch.compiler.is_compiling():
+        from tokenring.torch_ops import traced_attention
+
+        traced = traced_attention(
+            q, k, v, sinks, world,
+            layout=layout, kv_layout=kv_layout, num_tokens=num_tokens, partition=partition,
+            causal=causal, scale=scale, window=window, softcap=softcap, strategy=strategy,
+            deterministic=deterministic, local=local,
+        )  # fmt: skip
+        return traced if return_lse else traced[0]
+    layout = layout_of(q, world, partition, num_tokens, layout)
     attention = check_attention(
         q, k, v, world,
         q_layout=layout, kv_layout=kv_layout or layout, causal=causal, scale=scale, window=window,
@@ -182,12 +190,21 @@ def check_attention(
     )
 
 
-def _layout_of_rows(
-    x: Tensor, world: "World", partition: Partition, num_tokens: int | None
+def layout_of(
+    q: Tensor,
+    world: "World",
+    partition: Partition,
+    num_tokens: int | None,
+    layout: Layout | None,
 ) -> Layout:
-    if x.dim() != 4:
-        raise ConfigError(f"q must be [batch, rows, heads, head_dim], got {tuple(x.shape)}")
-    whole = x.shape[1] * world.size if num_tokens is None else num_tokens
+    """Return the layout that was passed, or that of as many rows on each rank."""
+    if layout is not None:
+        if num_tokens is not None:
+            raise ConfigError("layout says how many tokens there are: leave num_tokens out")
+        return layout
+    if q.dim() != 4:
+        raise ConfigError(f"q must be [batch, rows, heads, head_dim], got {tuple(q.shape)}")
+    whole = q.shape[1] * world.size if num_tokens is None else num_tokens
     return partition_tokens(whole, world.size, partition)
 
 
@@ -204,19 +221,8 @@ class _RingAttention(torch.autograd.Function):
         world: "World",
         attention: Attention,
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = (_with_plain_rows(x) for x in (q, k, v))
-        inputs = {"q": (q,), "kv": (k, v)}
-        wide_sinks = None if sinks is None else sinks.detach().float()
-
-        def compute() -> tuple[Tensor, Tensor]:
-            results = walk_plan(world, attention, "forward", inputs, wide_sinks)  # type: ignore[arg-type]
-            if "out" in results:
-                lse, out = results["out"]
-                return out, lse
-            out = q.new_empty((*q.shape[:3], attention.head_dim_v))
-            return out, q.new_empty(q.shape[:3], dtype=torch.float32)
-
-        out, lse = kept_or_computed(compute)
+        q, k, v = (with_plain_rows(x) for x in (q, k, v))
+        out, lse = kept_or_computed(lambda: attend(world, attention, q, k, v, sinks))
         ctx.save_for_backward(q, k, v, out, lse, sinks)
         ctx.world, ctx.attention = world, attention
         ctx.set_materialize_grads(False)
@@ -228,22 +234,10 @@ class _RingAttention(torch.autograd.Function):
         q, k, v, out, lse, sinks = ctx.saved_tensors
         # A rank whose results nobody used still walks: the others need its keys.
         dout = torch.zeros_like(out) if dout is None else dout
-        delta = row_delta(dout, out, dlse)
-        inputs = {"pack": (lse, delta, q, _with_plain_rows(dout)), "kv": (k, v)}
-        results = walk_plan(ctx.world, ctx.attention, "backward", inputs)  # type: ignore[arg-type]
-        (dq,) = results.get("dq", (torch.zeros_like(q),))
-        dk, dv = results.get("dkv", (torch.zeros_like(k), torch.zeros_like(v)))
-        dsinks = None
-        if sinks is not None and ctx.needs_input_grad[3]:
-            # out = sum(p v) with p_sink beside the p: d out / d sink = -p_sink out.
-            p_sink = torch.exp(sinks.to(lse.dtype) - lse)
-            dsinks = -(p_sink * delta).sum(dim=(0, 1)).to(sinks.dtype)
-        return dq, dk, dv, dsinks, None, None
-
-
-def _with_plain_rows(x: Tensor) -> Tensor:
-    """Return x with its last dimension dense: what local kernels and messages need."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+        dq, dk, dv, dsinks = attend_backward(
+            ctx.world, ctx.attention, dout, dlse, q, k, v, out, lse, sinks
+        )
+        return dq, dk, dv, dsinks if ctx.needs_input_grad[3] else None, None, None
 
 
 __all__: Sequence[str] = ("ring_attention",)

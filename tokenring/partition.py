@@ -10,7 +10,7 @@ the first and the last (0-2, 8-9), rank 1 the middle (3-7), so that causal work 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Literal, NamedTuple, get_args
 
 from tokenfabric.errors import ConfigError
@@ -80,6 +80,27 @@ class Layout:
                 indices[index] = place
                 place += 1
         return indices
+
+    def as_integers(self) -> list[int]:
+        """Return the layout as numbers, for operators: see `of_integers`."""
+        numbers = [len(self.starts), *self.starts, *self.lengths]
+        for chunks in self.ranks:
+            numbers.append(len(chunks))
+            for chunk in chunks:
+                numbers.extend(chunk)
+        return numbers
+
+    @classmethod
+    def of_integers(cls, numbers: Sequence[int]) -> "Layout":
+        """Return the layout that `as_integers` gave."""
+        left = iter(numbers)
+        num_sequences = next(left)
+        starts, lengths = (tuple(islice(left, num_sequences)) for _ in range(2))
+        ranks = tuple(
+            tuple(Chunk(*islice(left, len(Chunk._fields))) for _ in range(num_chunks))
+            for num_chunks in left
+        )
+        return cls(ranks, starts, lengths)
 
     def followed_by(self, other: "Layout") -> "Layout":
         """Return the layout of a cache (this) to which each rank has appended new rows (other).

@@ -30,7 +30,7 @@ def keep_attention() -> tuple[AbstractContextManager[None], AbstractContextManag
     scores were kept; here nothing but its result ever was.
 
     Not collective, but a region's second computation sends only if the others' do: all ranks use it
-    or none.
+    or none. Not for compiled regions, where torch decides what is computed again.
     """
     kept: list[_Kept] = []
     return _Pass(kept, is_first=True), _Pass(kept, is_first=False)
