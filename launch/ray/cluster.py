@@ -1,6 +1,7 @@
 """The connection to a Ray cluster, and processes on its nodes."""
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from launch.torchrun import environment_of_children
 from tokenfabric.errors import TopologyError
 
 _PLACED_WITHIN_S = 60.0
+_ANSWERS_WITHIN_S = 5.0
 
 
 @contextmanager
@@ -40,20 +42,29 @@ def connected(
     if ray.is_initialized():
         yield False
         return
-    try:
-        if address is None:
-            _start_here(environment)
-        else:
+    if address is None:
+        _start_here(environment)
+    else:
+        try:
+            _check_that_somebody_listens(address)
             ray.init(address=address, logging_level=logging.WARNING)
-    except (ConnectionError, TimeoutError, ValueError) as error:
-        raise TopologyError(
-            f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave the "
-            f"address out to use this machine alone; {error}"
-        ) from None
+        except (OSError, ValueError) as error:
+            raise TopologyError(
+                f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave "
+                f"the address out to use this machine alone; {error}"
+            ) from None
     try:
         yield address is None
     finally:
         ray.shutdown()
+
+
+def _check_that_somebody_listens(address: str) -> None:
+    """Raise OSError where nobody does. Ray itself tries for minutes, and warns in lines of C++."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN_S):
+            pass
 
 
 def _start_here(environment: Mapping[str, str]) -> None:

@@ -82,13 +82,34 @@ def processes_with(mark: str) -> Iterator[str]:
         (("--data", "{empty}/empty.txt"), "the file is empty"),
         (("--data", "{empty}/folder"), "the folder has no files"),
         (("--model", "/no/such/model"), "/no/such/model"),
+        (
+            ("--launcher", "ray", "--address", "127.0.0.1:{closed}"),
+            "no Ray cluster answers at 127.0.0.1:{closed}",
+        ),
+        (
+            (
+                "--nodes",
+                "2",
+                "--node-rank",
+                "1",
+                "--rendezvous",
+                "127.0.0.1:{closed}",
+                "--timeout-s",
+                "3",
+            ),
+            "nobody answers at 127.0.0.1:{closed}",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
     job: dict[str, Any], empty: Path, tmp_path: Path, wrong: tuple[str, ...], says: str
 ) -> None:
     """Said by the command itself: no rank was started."""
-    assert says in refuse(job, tmp_path, tuple(word.format(empty=empty) for word in wrong), {})
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        found = {"empty": empty, "closed": closed.getsockname()[1]}
+        said = refuse(job, tmp_path, tuple(word.format(**found) for word in wrong), {})
+    assert says.format(**found) in said
 
 
 def test_torchrun_must_start_the_mesh(job: dict[str, Any], tmp_path: Path) -> None:
