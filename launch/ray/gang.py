@@ -18,9 +18,12 @@ from launch.report import Reporter, Table
 from launch.torchrun import rank_environment
 from tokenfabric.env import RankInfo
 
-# After the first failure, how long the others may take: to tell a better one, as the rank that died
-# says nothing itself and who lost it may be heard first; rank 0 to say what it had done before.
+# After the first failure, how long the other ranks may take to tell a better one: the rank that
+# died says nothing itself, and who lost it may be heard first.
 _CAUSE_SEEN_S = 3.0
+# And, once the cause is known, how long rank 0 may take to say what it had done before. The ranks
+# that go on because nobody has told them yet are ended then, in all within two seconds.
+_LAST_WORDS_S = 1.5
 _STARTED_WITHIN_S = 120.0
 
 
@@ -128,8 +131,11 @@ def follow(
         if kind in ("result", "failure"):
             del running[number]
         if kind == "failure":
-            failures.append(Failure(**{**value, "kind": FailureKind(value["kind"])}))
-            deadline_s = deadline_s or time.monotonic() + _CAUSE_SEEN_S
+            failure = Failure(**{**value, "kind": FailureKind(value["kind"])})
+            failures.append(failure)
+            is_cause = failure.kind is not FailureKind.CONSEQUENCE
+            ends_s = time.monotonic() + (_LAST_WORDS_S if is_cause else _CAUSE_SEEN_S)
+            deadline_s = ends_s if deadline_s is None else min(deadline_s, ends_s)
         elif number == 0:
             yield kind, value
     if failures:
