@@ -25,6 +25,8 @@ STEPS, CHECKPOINT_EVERY, STEPS_BEFORE = 12, 2, 5
 HOST = "127.0.0.2"
 STARTED_WITHIN_S, ENDED_WITHIN_S, GONE_WITHIN_S = 240.0, 150.0, 20.0
 _RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# Lines that Ray's own logger and the colours of what it passes on begin with.
+_OF_RAY = re.compile(r"\x1b|\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING) ")
 _GOES_ON = re.compile(r"going on from step-(\d+) of")
 
 
@@ -222,12 +224,16 @@ class _Run:
 
     def _end_of_drivers(self) -> tuple[int, str]:
         for driver in self._drivers:
-            driver.wait(timeout=ENDED_WITHIN_S)
+            try:
+                driver.wait(timeout=ENDED_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError(
+                    f"a launcher had not ended {ENDED_WITHIN_S:g} s after the kill was known"
+                ) from None
         codes = [driver.returncode for driver in self._drivers]
         node = next((node for node, code in enumerate(codes) if code != -signal.SIGKILL), 0)
         lines = (self._folder / f"stderr-{node}").read_text().splitlines()
-        # What Ray passes on begins with a colour.
-        own = [line for line in lines if not line.startswith("\x1b")]
+        own = [line for line in lines if not _OF_RAY.match(line)]
         last = own[-1] if own else ""
         return codes[node], next((it for it in reversed(own) if "failed: " in it), last)
 
