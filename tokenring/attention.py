@@ -53,8 +53,9 @@ def ring_attention(
     and so do their backwards. What travels, q and out or k and v, is chosen by the bytes; both give
     the same values but for rounding. Each direction is planned for itself.
 
-    Under torch.compile it is an operator: the graph does not break. On GPUs it is enqueued on the current stream and cannot be captured in a CUDA graph; a message
-    that does not come makes the results NaN and the next call raise.
+    Under torch.compile it is an operator: the graph does not break. On GPUs it is enqueued on the
+    current stream and cannot be captured in a CUDA graph; a message that does not come makes the
+    results NaN and the next call raise.
 
     Args:
         q: [batch, rows, heads_q, head_dim], this rank's rows as `tokenring.shard` deals them.
