@@ -1,6 +1,6 @@
 """What the executor costs: its own time for a stage, and split passes against unsplit ones.
 
-    python -m benchmarks.bench_executor                # everything, about two minutes
+    python -m benchmarks.bench_executor                # everything, about ten minutes
     python -m benchmarks.bench_executor --dtype fp32   # for CPUs without bf16 instructions
     python -m benchmarks.bench_executor --quick        # a few seconds, nothing is written
 

@@ -1,6 +1,6 @@
 """Attention over a sequence on several ranks: every strategy against the ring as usually written.
 
-    python -m benchmarks.bench_ring            # 4k and 16k tokens, an hour or two
+    python -m benchmarks.bench_ring            # 4k and 16k tokens, some hours
     python -m benchmarks.bench_ring --quick    # one small cell of each kind
     python -m benchmarks.bench_ring --long     # 32k and 64k tokens, once, auto and plain ring
 

@@ -1,6 +1,6 @@
 """Training steps of a ring against as many independent processes at once: the same tokens in all.
 
-    python -m benchmarks.bench_training            # 8192 tokens, 2 ranks, about seven minutes
+    python -m benchmarks.bench_training            # 8192 tokens, 2 ranks, about five minutes
     python -m benchmarks.bench_training --quick    # 256 tokens
 
 Starts its own ranks, with one torch thread each. The way of measuring is in

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from tokenfabric.testing.bench import Passes, SameAs
 from tokenfabric.world import World
-from tokenring.attention import check_attention, ring_attention
+from tokenring.attention import ring_attention
 from tokenring.blocks import RankPlan, Transfer
 from tokenring.call import Attention, choose_kernels, topology_of
+from tokenring.check_call import check_attention
 from tokenring.local_protocol import LocalAttention, row_delta
 from tokenring.merge import merge_partials
 from tokenring.partial import Partial

@@ -24,10 +24,10 @@ def keep_attention() -> tuple[AbstractContextManager[None], AbstractContextManag
         )
 
     Ring attention in the region keeps (out, lse) of its first computation and takes them in the
-    second, which then neither attends nor sends: a third of attention's time at long context, for
-    one more activation in memory. The gradients have the same bits. Selective recomputation of
-    arXiv 2205.05198, the other way about: there it is attention that is computed again, whose
-    scores were kept; here nothing but its result ever was.
+    second, which then neither attends nor sends: two of nine matrix products of attention and all
+    its messages but the backward's, for one more activation in memory. The gradients have the same
+    bits. Selective recomputation of arXiv 2205.05198, the other way about: there it is attention
+    that is computed again, whose scores were kept; here nothing but its result ever was.
 
     Not collective, but a region's second computation sends only if the others' do: all ranks use it
     or none. Not for compiled regions, where torch decides what is computed again.

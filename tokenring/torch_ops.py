@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenfabric.world import find_world
-from tokenring import attention as eager
 from tokenring.call import Attention
+from tokenring.check_call import check_attention, layout_of
 from tokenring.local_protocol import accumulation_dtype
 from tokenring.partition import Layout, Partition
 from tokenring.passes import attend, attend_backward
@@ -72,11 +72,11 @@ def _asked_for(
         strategy, deterministic, local, needs_gradient, group_name,
     ) = terms  # fmt: skip
     world = find_world(group_name)
-    layout = eager.layout_of(
+    layout = layout_of(
         q, world, partition, num_tokens,
         None if layout_integers is None else Layout.of_integers(layout_integers),
     )  # fmt: skip
-    attention = eager.check_attention(
+    attention = check_attention(
         q, k, v, world,
         q_layout=layout,
         kv_layout=layout if kv_integers is None else Layout.of_integers(kv_integers),
@@ -102,14 +102,14 @@ def _fake_attention(
 
 
 def _attention_backward(
-    dout: Tensor,
-    dlse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sinks: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    sinks: Tensor | None,
+    dout: Tensor,
+    dlse: Tensor,
     *terms: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     world, attention = _asked_for(q, k, v, sinks, terms)
@@ -118,15 +118,7 @@ def _attention_backward(
 
 
 def _fake_attention_backward(
-    dout: Tensor,
-    dlse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    sinks: Tensor | None,
-    *terms: Any,
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     return dq, dk, dv, q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
@@ -134,23 +126,22 @@ def _fake_attention_backward(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, sinks, *ctx.terms = inputs
-    ctx.save_for_backward(q, k, v, *output, sinks)
+    ctx.save_for_backward(q, k, v, sinks, *output)
 
 
 def _differentiate(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, sinks = ctx.saved_tensors
-    dq, dk, dv, dsinks = torch.ops.tokenring.attention_backward(
-        dout, dlse, *tensors, sinks, *ctx.terms
-    )
-    return dq, dk, dv, None if sinks is None else dsinks, *(None for _ in ctx.terms)
+    tensors = ctx.saved_tensors
+    dq, dk, dv, dsinks = torch.ops.tokenring.attention_backward(*tensors, dout, dlse, *ctx.terms)
+    has_sinks = tensors[3] is not None
+    return dq, dk, dv, dsinks if has_sinks else None, *(None for _ in ctx.terms)
 
 
 _LIBRARY.define(
     f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_TERMS}) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
-    "attention_backward(Tensor dout, Tensor dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
-    f"Tensor lse, Tensor? sinks, {_TERMS}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "attention_backward(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor out, Tensor lse, "
+    f"Tensor dout, Tensor dlse, {_TERMS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("attention", _attention, "CompositeExplicitAutograd")
 _LIBRARY.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")

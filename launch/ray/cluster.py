@@ -30,8 +30,8 @@ def connected(
         address: as `ray.init` takes it; None: a cluster of this machine that ends with the block,
             listening on the loopback interface alone.
         environment: variables for all processes of a cluster that is started here, where the user
-            has not set them. Processes whose variables are their own start anew, after those that
-            Ray keeps ready have started for nothing: five seconds on two cores.
+            has not set them, as for ranks that are started without Ray; variables that processes
+            are given by Ray would replace the user's.
 
     Yields:
         Whether a cluster was started, and has them.

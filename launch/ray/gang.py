@@ -137,7 +137,10 @@ def follow(
             ends_s = time.monotonic() + (_LAST_WORDS_S if is_cause else _CAUSE_SEEN_S)
             deadline_s = ends_s if deadline_s is None else min(deadline_s, ends_s)
         elif number == 0:
+            heard_s = time.monotonic()
             yield kind, value
+            if deadline_s is not None:
+                deadline_s += time.monotonic() - heard_s  # what the caller took is not waited for
     if failures:
         raise JobFailedError(root_cause(failures))
 
