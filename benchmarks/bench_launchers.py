@@ -3,9 +3,10 @@
     python -m benchmarks.bench_launchers            # about ten minutes on two idle cores
     python -m benchmarks.bench_launchers --quick    # one run of each, nothing is written
 
-Every run is `tokenfabric train` as a process of its own on a small random Llama, two ranks with one
-thread each. Launchers take turns, in another order each round; files are in the page cache after a
-run that does not count.
+Every run is `tokenfabric train` as a process of its own on a small random Llama, with one thread a
+rank: two ranks, which have every core of this machine, and one, which leaves a core to what a
+launcher runs beside it. Launchers take turns, in another order each round; files are in the page
+cache after a run that does not count.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ _LAUNCHERS = {
     "ray": "ray",
     "ray, cluster running": "ray",
 }
+_RINGS = (2, 1)
 _ALLOWED_S = {"torchrun": 15.0, "ray": 30.0}
 _SIZES = {
     "hidden_size": 256,
@@ -69,24 +71,28 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--directory", type=Path, default=_REPOSITORY / "benchmarks" / "results")
     options = parser.parse_args()
-    found = {name: Runs() for name in _LAUNCHERS}
+    found = {(name, ring): Runs() for ring in _RINGS for name in _LAUNCHERS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, text = _write_inputs(folder)
-        _run(("--launcher", "torchrun"), model, text, folder / "warm", Runs())
+        _run(("--launcher", "torchrun", "--ring", "2"), model, text, folder / "warm", Runs())
         for number in range(1 if options.quick else options.rounds):
-            names = list(_LAUNCHERS)
-            for launcher in names[number % len(names) :] + names[: number % len(names)]:
-                output = folder / f"{launcher.replace(' ', '-')}-{number}"
+            order = list(found)
+            for launcher, ring in order[number % len(order) :] + order[: number % len(order)]:
+                output = folder / f"{launcher.replace(' ', '-')}-{ring}-{number}"
                 with _arguments(launcher) as how:
-                    _run(how, model, text, output, found[launcher])
+                    how = (*how, "--ring", str(ring))
+                    _run(how, model, text, output, found[launcher, ring])
     facts = environment(_REPOSITORY)
     page = _page(facts, found)
     sys.stdout.write(page)
     if not options.quick:
         path = options.directory / f"launchers_{facts.machine}_{facts.month}.md"
         path.write_text(page)
-        record = {"environment": asdict(facts), "runs": {k: asdict(v) for k, v in found.items()}}
+        runs = [
+            {"launcher": name, "ring": ring, **asdict(it)} for (name, ring), it in found.items()
+        ]
+        record = {"environment": asdict(facts), "runs": runs}
         path.with_suffix(".json").write_text(json.dumps(record) + "\n")
         sys.stdout.write(f"wrote {path} and .json\n")
 
@@ -135,7 +141,7 @@ def _run(how: Sequence[str], model: Path, text: Path, output: Path, into: Runs) 
     """Train once; note when the first step began and what each took."""
     command = [
         sys.executable, "-m", "launch", "train", *how, "--model", str(model), "--data", str(text),
-        "--output", str(output), "--context", str(_CONTEXT), "--steps", str(_STEPS), "--ring", "2",
+        "--output", str(output), "--context", str(_CONTEXT), "--steps", str(_STEPS),
         "--dtype", "fp32", "--threads", "1", "--learning-rate", "1e-4",
     ]  # fmt: skip
     metrics = output / "metrics.jsonl"
@@ -155,17 +161,18 @@ def _run(how: Sequence[str], model: Path, text: Path, output: Path, into: Runs) 
     into.whole_s.append(time.monotonic() - started_s)
 
 
-def _page(facts: Environment, found: dict[str, Runs]) -> str:
-    baseline = statistics.median(found["torchrun"].step_s)
+def _page(facts: Environment, found: Mapping[tuple[str, int], Runs]) -> str:
     lines = [
-        "| launcher | start to first step | worst | allowed | step | p25-p75 | of torchrun's "
-        "| whole run | runs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| launcher | ranks | start to first step | worst | allowed | step | p25-p75 "
+        "| of torchrun's | whole run | runs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, runs in found.items():
+    for (name, ring), runs in found.items():
+        baseline = statistics.median(found["torchrun", ring].step_s)
         low, step, high = statistics.quantiles(runs.step_s, n=4)
         cells = (
             name,
+            str(ring),
             f"{statistics.median(runs.first_step_s):.1f} s",
             f"{max(runs.first_step_s):.1f} s",
             f"{_ALLOWED_S[_LAUNCHERS[name]]:g} s",
@@ -182,13 +189,14 @@ def _page(facts: Environment, found: dict[str, Runs]) -> str:
 
 {describe_environment(facts)}
 
-`tokenfabric train` on a random Llama (hidden 256, 4 layers, fp32), {_CONTEXT} tokens, ring of 2,
-one thread a rank, {_STEPS} steps. `ray`: without `--address`, so that its time includes starting a
-cluster; `ray, cluster running`: with the address of one on this machine. Start to first step: from
-the start of the command's process, imports and loading the model included. Times are medians; steps
-are those after the first {_WARM_STEPS} of each run, in which Ray's own processes still start beside
-the ranks. `torchrun again` is the same command once more: what differs from it no more than it does
-means nothing here.
+`tokenfabric train` on a random Llama (hidden 256, 4 layers, fp32), {_CONTEXT} tokens, one thread a
+rank, {_STEPS} steps. Two ranks have every core of the machine; one leaves a core to Ray's own
+processes, of which half a dozen wake a hundred times a second each. `ray`: without `--address`, so
+that its time includes starting a cluster; `ray, cluster running`: with the address of one on this
+machine. Start to first step: from the start of the command's process, imports and loading the model
+included. Times are medians; steps are those after the first {_WARM_STEPS} of each run, in which
+Ray's own processes still start. `torchrun again` is the same command once more: what differs from it
+no more than it does means nothing here.
 
 {table}
 
