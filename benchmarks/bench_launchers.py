@@ -195,8 +195,8 @@ processes, of which half a dozen wake a hundred times a second each. `ray`: with
 that its time includes starting a cluster; `ray, cluster running`: with the address of one on this
 machine. Start to first step: from the start of the command's process, imports and loading the model
 included. Times are medians; steps are those after the first {_WARM_STEPS} of each run, in which
-Ray's own processes still start. `torchrun again` is the same command once more: what differs from it
-no more than it does means nothing here.
+Ray's own processes still start. `torchrun again` is the same command once more: what differs from
+it no more than it does means nothing here.
 
 {table}
 

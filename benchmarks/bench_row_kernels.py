@@ -194,9 +194,12 @@ def _form_cells(
 
 
 def _forms(p: _Problem) -> dict[str, Call]:
+    # All forms read and write the same memory, so that none finds more of its own in the caches.
     world, wide = p.world, p.residual.float()
     wide_out = torch.empty_like(wide)
-    halves = [x.half() for x in (p.x, p.residual, p.weight, p.out, p.residual_out)]
+    codes = torch.empty(p.x.shape, dtype=torch.uint8)
+    # The bits of bf16 numbers of this size are those of other, finite numbers in fp16.
+    halves = [x.view(torch.float16) for x in (p.x, p.residual, p.weight, p.out, p.residual_out)]
     results = {"out": p.out, "residual_out": p.residual_out}
 
     def fp32_residual() -> object:
@@ -221,16 +224,17 @@ def _forms(p: _Problem) -> dict[str, Call]:
         )
 
     def quantized(output: QuantizedOutput) -> Call:
-        # The first result is where the next ones go.
-        out: list[QuantizedRows | None] = [None]
-
-        def call() -> QuantizedRows:
-            out[0] = allreduce_rmsnorm_quantized(
-                p.x, p.residual, p.weight, output=output, world=world, eps=_EPS, out=out[0]
-            )
-            return out[0]
-
-        return call
+        made = allreduce_rmsnorm_quantized(
+            p.x, p.residual, p.weight, output=output, world=world, eps=_EPS
+        )
+        out = made._replace(
+            quantized=codes.view(made.quantized.dtype),
+            residual=p.residual_out,
+            normed=None if made.normed is None else p.out,
+        )
+        return lambda: allreduce_rmsnorm_quantized(
+            p.x, p.residual, p.weight, output=output, world=world, eps=_EPS, out=out
+        )
 
     return {
         "plain": p.plain,
