@@ -112,7 +112,7 @@ class BlockCosts:
         start_s = self._device.attention_start_s
         serial_s, memory_s = serial_s + start_s, memory_s + start_s
         return [
-            time_s + max(even_s / num_sms + serial_s, memory_s)
+            time_s + (all_s if (all_s := even_s / num_sms + serial_s) > memory_s else memory_s)
             for time_s, num_sms in zip(times_s, sms, strict=True)
         ]
 

@@ -18,7 +18,7 @@ from tokenweave.model_shape import ModelShape
 from tokenweave.split_cost import PART_NAMES, PESSIMISTIC, PassCosts, SplitCost
 from tokenweave.split_plan import PartPlan, Prediction, SplitKind, SplitPlan
 from tokenweave.split_reasons import split_reasons
-from tokenweave.waves import Range, equal_wave_ranges, is_within
+from tokenweave.waves import adds_no_wave, equal_wave_ranges
 
 NEAR_ENOUGH = 0.01
 """A boundary between sequences, or one without a wave more, is taken if it costs at most this share
@@ -142,8 +142,11 @@ class _Planner:
         self._try_both([tokens // 2, *range(first, tokens // 2, stride)])
         if not self._tried:
             return None
-        ranges = self._equal_wave_ranges()
         places = self._cheapest(_PLACES, apart=stride)
+        tilings = tuple(self._costs.blocks.tilings().values())
+        reach = tokens // 4  # beyond, what is near is no longer cheap
+        waves = tilings, tokens, self._device.num_sms
+        ranges = equal_wave_ranges(*waves, (places[0] - reach, places[0] + reach))
         ends = sorted({end for it in ranges for end in it}, key=lambda it: abs(it - places[0]))
         self._try(ends[:_FEW])
         step = max(strip, stride // 4 // strip * strip)
@@ -156,15 +159,9 @@ class _Planner:
         self._try(place + count * quarter for count in (-2, -1, 1, 2))
         limit_s = min(map(_time_s, self._tried.values())) * (1.0 + NEAR_ENOUGH)
         near = [it for it in self._tried.values() if it.time_s <= limit_s]
-        return min(
-            near,
-            key=lambda it: (
-                not self._batch.is_start(it.boundary),
-                not is_within(it.boundary, ranges),
-                it.time_s,
-                it.boundary,
-            ),
-        )
+        between_sequences = [it for it in near if self._batch.is_start(it.boundary)]
+        ranked = sorted(between_sequences or near, key=lambda it: (it.time_s, it.boundary))
+        return next((it for it in ranked if adds_no_wave(*waves, it.boundary)), ranked[0])
 
     def _cheapest(self, count: int, apart: int = 0) -> list[int]:
         """Return the cheapest boundaries that were tried, farther from each other than `apart`."""
@@ -196,10 +193,6 @@ class _Planner:
         if over == 0:
             return (boundary,)
         return max(start, boundary - over), min(end, boundary - over + self._alignment)
-
-    def _equal_wave_ranges(self) -> list[Range]:
-        tilings = tuple(self._costs.blocks.tilings().values())
-        return equal_wave_ranges(tilings, self._num_tokens, self._device.num_sms)
 
     def _prediction(self, split_s: float | None) -> Prediction:
         return Prediction(

@@ -12,7 +12,6 @@ GEMMs: their ranges are intersected (equal_wave_ranges). What a boundary means f
 the reductions is in split_cost.py.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -54,19 +53,16 @@ class Tiling:
     def tiles(self, tokens: int) -> int:
         """Return the number of tiles.
 
-        A token's experts fall anywhere: the last strip of each is half full on average.
+        A token's experts fall anywhere: the last strip of each is half full on average. There are
+        no more strips than rows.
         """
         rows = tokens * self.rows_per_token
-        if rows < self.experts:
-            return rows * self.columns
-        return (-(-rows // self.rows) + self.experts // 2) * self.columns
+        return min(rows, -(-rows // self.rows) + self.experts // 2) * self.columns
 
     def most_tokens(self, waves: int, num_sms: int) -> int:
         """Return for how many tokens so many waves suffice; 0 if for none."""
         strips = waves * num_sms // self.columns
-        rows = (strips - self.experts // 2) * self.rows
-        if rows < self.experts:
-            rows = min(strips, self.experts - 1)
+        rows = max(strips, (strips - self.experts // 2) * self.rows)
         return rows // self.rows_per_token
 
 
@@ -101,7 +97,9 @@ class TiledGemm:
         rows = tokens * self.gemm.rows_per_token
         tiles, tile_s, least_s = 0, 0.0, inf
         for height, columns, one_s in self._shapes:
-            strips = rows if rows < experts else -(-rows // height) + experts // 2
+            strips = -(-rows // height) + experts // 2
+            if strips > rows:
+                strips = rows
             time_s = -(-strips * columns // num_sms) * one_s
             if time_s < least_s:
                 tiles, tile_s, least_s = strips * columns, one_s, time_s
@@ -120,31 +118,49 @@ class TiledGemm:
         )
 
 
-def equal_wave_ranges(tilings: Sequence[Tiling], num_tokens: int, num_sms: int) -> list[Range]:
+def equal_wave_ranges(
+    tilings: Sequence[Tiling], num_tokens: int, num_sms: int, between: Range | None = None
+) -> list[Range]:
     """Return all boundaries with which no GEMM needs a wave more than the whole batch.
 
     Args:
         tilings: how each GEMM of the whole batch is cut; the halves are counted in the same tiles.
         num_tokens: of the batch.
         num_sms: that compute.
+        between: only boundaries in this range.
     """
-    found = [(1, num_tokens - 1)] if num_tokens > 1 else []
+    low, high = between or (1, num_tokens - 1)
+    low, high = max(low, 1), min(high, num_tokens - 1)
+    found = [(low, high)] if low <= high else []
     for tiling in set(tilings):
-        found = _intersection(found, _equal_waves(tiling, num_tokens, num_sms))
+        if found:
+            within = _equal_waves(tiling, num_tokens, num_sms, found[0][0], found[-1][1])
+            found = _intersection(found, within)
     return found
 
 
-def is_within(boundary: int, ranges: list[Range]) -> bool:
-    """Return whether a boundary is in one of the ranges, which are in order."""
-    index = bisect_left(ranges, (boundary + 1, 0)) - 1
-    return index >= 0 and boundary <= ranges[index][1]
+def adds_no_wave(tilings: Sequence[Tiling], num_tokens: int, num_sms: int, boundary: int) -> bool:
+    """Return whether a boundary is one of `equal_wave_ranges`."""
+    for tiling in tilings:
+        whole, head, tail = (
+            num_waves(tiling.tiles(tokens), num_sms)
+            for tokens in (num_tokens, boundary, num_tokens - boundary)
+        )
+        if head + tail > whole:
+            return False
+    return True
 
 
-def _equal_waves(tiling: Tiling, num_tokens: int, num_sms: int) -> list[Range]:
-    waves = num_waves(tiling.tiles(num_tokens), num_sms)
-    most = [tiling.most_tokens(count, num_sms) for count in range(1, waves)]
-    ranges = zip((num_tokens - it for it in reversed(most)), most, strict=True)
-    return [(low, high) for low, high in ranges if low <= high]
+def _equal_waves(tiling: Tiling, num_tokens: int, num_sms: int, low: int, high: int) -> list[Range]:
+    """Return the ranges of one GEMM that have a boundary from `low` to `high`."""
+    waves, least, rest = (
+        num_waves(tiling.tiles(tokens), num_sms) for tokens in (num_tokens, low, num_tokens - high)
+    )
+    ranges = (
+        (num_tokens - tiling.most_tokens(waves - head, num_sms), tiling.most_tokens(head, num_sms))
+        for head in range(least, waves - rest + 1)
+    )
+    return [it for it in ranges if it[0] <= it[1]]
 
 
 def _intersection(ours: list[Range], theirs: list[Range]) -> list[Range]:
