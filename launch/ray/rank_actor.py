@@ -4,8 +4,9 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from launch.failure import describe
 from launch.job import JobSpec
@@ -14,6 +15,7 @@ from launch.report import Reporter, SilentReporter, Table
 from tokenfabric.env import RankInfo
 
 if TYPE_CHECKING:
+    from launch.recipes.session import Session
     from tokenfabric.world import World
 
 Event = tuple[str, Any]
@@ -120,16 +122,16 @@ def _run_session(
     requests: "queue.SimpleQueue[Mapping[str, Any]]",
     events: "queue.SimpleQueue[Event]",
 ) -> None:
-    """Run a recipe that returns a session in its world, and then answer for ever."""
+    """Run a recipe that opens a session in its world, and then answer for ever."""
 
     def answers(world: "World", reporter: Reporter, **args: Any) -> None:
-        session = load_recipe(spec)(world, reporter, **args)
-        assert callable(session), "a session is a function of requests"
-        while True:
-            events.put(("result", None))
-            for item in session(**requests.get()):
-                if rank == 0:
-                    events.put(("item", item))
+        opened = cast("AbstractContextManager[Session]", load_recipe(spec)(world, reporter, **args))
+        with opened as session:
+            while True:
+                events.put(("result", None))
+                for item in session(**requests.get()):
+                    if rank == 0:
+                        events.put(("item", item))
 
     try:
         from launch.rank import load_recipe, run_rank

@@ -12,6 +12,8 @@ from launch.ray.gang import Rank, follow, report_event, started_ranks
 from launch.report import Reporter, SilentReporter
 from tokenfabric.errors import ConfigError
 
+_BATCH_SIZE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -38,6 +40,7 @@ class RayGang:
         *,
         ranks: int = 2,
         nodes: int = 1,
+        ring: int = 1,
         address: str | None = None,
         dtype: str = "auto",
         chat: bool | None = None,
@@ -49,8 +52,11 @@ class RayGang:
 
         Args:
             model: as the command's --model; the path must lead to it on every node.
-            ranks: that share the model, `ranks / nodes` on each node.
+            ranks: that answer together, `ranks / nodes` on each node.
             nodes: of the cluster.
+            ring: shares that the tokens of prompt and cache are dealt in, across nodes if there are
+                several; `ranks / ring` ranks of a node share the model. Such a gang answers one
+                prompt at a time.
             address: of the cluster, as `ray.init` takes it; None: one on this machine.
             dtype: "auto", "bf16" or "fp32".
             chat: use the model's chat template; None: if it has one.
@@ -61,13 +67,22 @@ class RayGang:
         Raises:
             ConfigError: a number is out of range.
         """
-        self._model, self._options = model, {"dtype": dtype, "chat": chat}
+        if ring < 1 or ranks % ring:
+            raise ConfigError(f"ring is {ring}: pass a divisor of the {ranks} rank(s)")
+        self._model, self._is_ring = model, ring > 1
+        recipe, mesh = "launch.recipes.session:open_session", {}
+        args: dict[str, object] = {"dtype": dtype, "chat": chat}
+        if self._is_ring:
+            recipe, mesh = "launch.recipes.session_ring:open_session", {"ring": ring}
+            mesh["tp"] = args["tp"] = ranks // ring
         self._spec = JobSpec(
-            recipe="launch.recipes.session:open_session",
+            recipe=recipe,
             ranks=ranks,
             nodes=nodes,
+            mesh=mesh,
             num_threads=num_threads,
             timeout_s=timeout_s,
+            args=args,
         )
         self._address = address
         self._reporter = reporter or SilentReporter()
@@ -82,7 +97,7 @@ class RayGang:
             JobFailedError: with the first failing rank's own error; no actor is left.
         """
         directory = str(prepare_model(self._model, self._reporter))
-        spec = self._spec.with_args(model=directory, **self._options)
+        spec = self._spec.with_args(model=directory)
         with ExitStack() as stack:
             stack.enter_context(connected(self._address))
             self._ranks = stack.enter_context(started_ranks(spec))
@@ -106,7 +121,7 @@ class RayGang:
         self,
         prompts: Sequence[str],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -116,18 +131,25 @@ class RayGang:
 
         Args:
             prompts: what to say to the model.
-            batch_size: prompts that are answered at a time.
+            batch_size: prompts that are answered at a time; None: 8, or 1 over a ring.
             max_new_tokens: longest answer, in tokens.
             temperature: 0 takes the likeliest token, above 0 samples.
             top_p: sample from this share of the probability.
             seed: of the samples.
 
         Raises:
-            ConfigError: the gang is not open, or a number is out of range.
+            ConfigError: the gang is not open, a number is out of range, or a batch is to go over a
+                ring.
             JobFailedError: with the first failing rank's own error; the gang is closed.
         """
         if not self._ranks:
             raise ConfigError("the gang is not open: use it in a with statement")
+        if batch_size is None:
+            batch_size = 1 if self._is_ring else _BATCH_SIZE
+        if self._is_ring and batch_size > 1:
+            raise ConfigError(
+                f"batch_size is {batch_size}, but a ring answers one prompt at a time: leave it out"
+            )
         for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ConfigError(f"{name} is {value}: pass at least 1")

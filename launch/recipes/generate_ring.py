@@ -60,14 +60,11 @@ def run(
         ConfigError: the checkpoint or an argument is not supported.
     """
     chosen = choose_dtype(dtype)
-    directory, copies = Path(model), world.size // tp
-    if world.rank == 0:
-        what = "a model" if copies == 1 else f"{copies} copies of a model"
-        require_memory(directory, chosen.itemsize * copies, what)
+    directory = Path(model)
     tokenizer = load_tokenizer(directory)
     prompt_ids = encode_prompt(tokenizer, prompt, chat)
     start_s = time.perf_counter()
-    with _loaded(world, directory, chosen, tp) as (network, ring):
+    with load_over_ring(world, directory, chosen, tp) as (network, ring):
         reporter.note(
             f"{'' if tp == 1 else f'TP={tp}, '}ring of {ring.size}, {dtype_name(chosen)}, "
             f"{torch.get_num_threads()} thread(s) a rank, "
@@ -95,10 +92,18 @@ def run(
 
 
 @contextmanager
-def _loaded(
+def load_over_ring(
     world: World, directory: Path, dtype: torch.dtype, tp: int
 ) -> Iterator[tuple[Any, World]]:
-    """Load this rank's share of a model; yield it, enabled, and its ring. Collective."""
+    """Load this rank's share of a model; yield it, enabled, and its ring. Collective.
+
+    Raises:
+        ConfigError: the checkpoint is not supported, or does not fit into memory.
+    """
+    if world.rank == 0:
+        copies = world.size // tp
+        what = "a model" if copies == 1 else f"{copies} copies of a model"
+        require_memory(directory, dtype.itemsize * copies, what)
     if tp == 1:
         yield tokenring.enable(load_unsharded(directory, dtype), world), world
         return

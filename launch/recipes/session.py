@@ -1,6 +1,7 @@
 """A model that stays loaded and answers batches of prompts, one request after another."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tokenweave.integrations.unsharded import load_tokenizer
 Session = Callable[..., Iterator[tuple[int, str]]]
 
 
+@contextmanager
 def open_session(
     world: World, reporter: Reporter, *, model: str, dtype: str = "auto", chat: bool | None = None
-) -> Session:
-    """Load a model over the ranks; return what answers. Collective, and so is each answer.
+) -> Iterator[Session]:
+    """Load a model over the ranks; yield what answers. Collective, and so is each answer.
 
     Args:
         world: the ranks that share the model.
@@ -30,7 +32,7 @@ def open_session(
         dtype: "auto", "bf16" or "fp32".
         chat: use the model's chat template; None: if it has one.
 
-    Returns:
+    Yields:
         session(prompts=, batch_size=, max_new_tokens=, temperature=, top_p=, seed=), which yields
         (index of the prompt, answer), batch by batch.
 
@@ -67,7 +69,7 @@ def open_session(
             for index, row in enumerate(tokens[:, ids.shape[1] :], start=first):
                 yield index, tokenizer.decode(row, skip_special_tokens=True)
 
-    return session
+    yield session
 
 
 def _padded_left(rows: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import launch
 from launch.failure import FailureKind, JobFailedError
 from launch.job import JobSpec
+from launch.recipes.text import encode_prompt
 from launch.report import Table
 from tests.dist.command import run
 from tests.dist.tiny_checkpoint import write_checkpoint
 from tokenfabric.errors import ConfigError, TopologyError
+from tokenweave.integrations.unsharded import load_tokenizer, load_unsharded
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -138,6 +141,35 @@ def test_a_gang_keeps_its_model_and_answers_in_batches(
             next(answers)
         with pytest.raises(ConfigError, match="the gang is not open"):
             gang_.generate(prompts)
+    assert_nothing_left()
+
+
+def test_a_gang_over_a_ring_answers_as_one_device_does(
+    cluster: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two ranks of a node share the heads, two nodes the tokens."""
+    model = write_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+    prompts = ["Hello", "a much longer prompt than the other one", "?"]
+    tokenizer, plain = load_tokenizer(model), load_unsharded(model, torch.float32)
+    expected = []
+    for prompt in prompts:
+        ids = encode_prompt(tokenizer, prompt)
+        tokens = plain.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8
+        )
+        expected.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+    heard = Heard()
+    with launch.RayGang(
+        str(model), ranks=4, nodes=2, ring=2, dtype="fp32", reporter=heard
+    ) as gang_:
+        for _ in range(2):
+            answers = gang_.generate(prompts, max_new_tokens=8)
+            assert [(it.index, it.text) for it in answers] == [*enumerate(expected)]
+        with pytest.raises(ConfigError, match="one prompt at a time"):
+            gang_.generate(prompts, batch_size=2)
+    assert any("TP=2, ring of 2" in note for note in heard.notes)
+    with pytest.raises(ConfigError, match="ring is 3: pass a divisor of the 4"):
+        launch.RayGang(str(model), ranks=4, ring=3)
     assert_nothing_left()
 
 
