@@ -1,6 +1,6 @@
 """How long the planners think: CPU time of one core from sizes to a plan.
 
-    python -m benchmarks.bench_planners            # everything, some minutes
+    python -m benchmarks.bench_planners            # everything, about eight minutes
     python -m benchmarks.bench_planners --quick    # 8 ranks, nothing is written
 
 A planner has a function that yields its cases; main() measures them all. The clock is that of the
